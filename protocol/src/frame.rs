@@ -1,0 +1,49 @@
+//! A frame: `u32` little-endian payload length, then the payload. How the bytes travel is left to
+//! the two sides: the guest reads and writes blocking sockets, the host tokio's.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::codec::{self, CodecError, MAX_PAYLOAD};
+
+/// The length of a frame's header, in bytes.
+pub const HEADER: usize = 4;
+
+/// A header that no frame of ours has. Nothing was allocated for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a frame of {0} bytes where 1 to {MAX_PAYLOAD} are allowed")]
+pub struct BadLength(pub u32);
+
+/// How many bytes of payload follow this header.
+pub fn payload_len(header: [u8; HEADER]) -> Result<usize, BadLength> {
+    let claimed = u32::from_le_bytes(header);
+    usize::try_from(claimed).ok().filter(|len| (1..=MAX_PAYLOAD).contains(len)).ok_or(BadLength(claimed))
+}
+
+/// The whole frame of a message, header included.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, CodecError> {
+    let payload = codec::encode(message)?;
+    let len = u32::try_from(payload.len()).expect("a payload is at most 64 KiB");
+    let mut frame = Vec::with_capacity(HEADER + payload.len());
+    frame.extend_from_slice(&len.to_le_bytes());
+    frame.extend_from_slice(&payload);
+    Ok(frame)
+}
+
+/// The message of a frame's payload.
+pub fn decode<T: Serialize + DeserializeOwned>(payload: &[u8]) -> Result<T, CodecError> {
+    codec::decode(payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_length_out_of_bounds_is_refused_before_anything_is_allocated() {
+        assert_eq!(payload_len(0u32.to_le_bytes()), Err(BadLength(0)));
+        assert_eq!(payload_len(u32::MAX.to_le_bytes()), Err(BadLength(u32::MAX)));
+        assert_eq!(payload_len(65537u32.to_le_bytes()), Err(BadLength(65537)));
+        assert_eq!(payload_len(65536u32.to_le_bytes()), Ok(65536));
+    }
+}
