@@ -29,6 +29,8 @@ pub struct SnapshotRecord {
     pub consistency: Consistency,
     /// Why that and not more.
     pub consistency_reason: Line,
+    /// The least that the user accepts: what is worth less is not kept.
+    pub minimum: Consistency,
     /// Whether it can be used.
     pub state: State,
     /// What the user attached.
