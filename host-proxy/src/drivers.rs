@@ -15,6 +15,11 @@
 //! All calls block; the service runs them on threads of their own and never waits without a limit.
 //! `contract` says what every driver promises, and is run against each on real storage.
 
+pub mod btrfs;
+mod folder;
+mod image;
+pub mod reflink;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -61,7 +66,7 @@ pub trait Driver: Send + Sync {
 
 /// Everything is ready; the next step is the atomic point. Dropping it leaves the rest to
 /// [`Driver::recover`], as a crash would.
-pub trait Ready: Send {
+pub trait Ready: Send + Sync {
     /// What the snapshot of each volume will be called, in the order of the plan.
     fn volumes(&self) -> &[VolumeSnapshot];
 
@@ -74,7 +79,7 @@ pub trait Ready: Send {
 }
 
 /// Cut, not yet durable.
-pub trait CutSet: Send {
+pub trait CutSet: Send + Sync {
     /// What the snapshot of each volume is called, in the order of the plan.
     fn volumes(&self) -> &[VolumeSnapshot];
 

@@ -1,3 +1,32 @@
 //! The host's side of Hostsnap: the service `hostsnapd` and its administrator's command line.
+//!
+//! | room | idea |
+//! |---|---|
+//! | [`config`] | what the administrator configures, checked as a whole |
+//! | [`listen`] | where guests come in, and who they are |
+//! | [`session`] | one conversation with a guest |
+//! | [`policy`] | who may do what; pure |
+//! | [`service`] | the only room that joins policy, drivers, vmm and catalog |
+//! | [`drivers`] | storage devices that take snapshots |
+//! | [`catalog`], [`audit`] | what is known, what was decided |
+//! | [`control`], [`agent`] | the administrator's way in; the way to a guest's daemon |
+//! | [`world`], [`transport`] | a configuration made real; frames over streams |
+//! | [`serve`], [`check`], [`admin`] | the three ways to run the program, by [`cli`] |
 
+pub mod admin;
+pub mod agent;
+pub mod audit;
+pub mod catalog;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod control;
 pub mod drivers;
+pub mod gen_docs;
+pub mod listen;
+pub mod policy;
+pub mod serve;
+pub mod service;
+pub mod session;
+pub mod transport;
+pub mod world;

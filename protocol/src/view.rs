@@ -2,6 +2,7 @@
 //! `record`'s; this one is for people's scripts and only ever grows.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 
 use serde::Serialize;
 
@@ -89,8 +90,105 @@ pub fn rfc3339(moment: UnixMillis) -> String {
         .map_or_else(|| "out of range".to_owned(), |at| format!("{at:.3}"))
 }
 
+/// A number of bytes for people, in binary units: `1.5 GiB`.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let exponent = usize::try_from(bytes.ilog2() / 10).expect("at most 6");
+    #[allow(clippy::cast_precision_loss)] // one decimal is shown
+    let value = bytes as f64 / (1u64 << (10 * exponent)) as f64;
+    format!("{value:.1} {}", UNITS[exponent - 1])
+}
+
+/// One snapshot for people, a line for each fact.
+pub fn block(record: &SnapshotRecord) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &dyn std::fmt::Display| {
+        writeln!(text, "{name:<12} {value}").expect("writing to a String");
+    };
+    line("snapshot", &record.id);
+    line("machine", &record.vm);
+    line("created", &rfc3339(record.created_at));
+    line("state", &record.state.as_str());
+    line("consistency", &format_args!("{}: {}", record.consistency, record.consistency_reason));
+    for disk in &record.disks {
+        line(
+            "disk",
+            &format_args!("{}  {}  {}  {}", disk.serial, size(disk.size_bytes), disk.driver, disk.handle),
+        );
+    }
+    for mount in &record.mounts {
+        line("file system", &format_args!("{}  {}", mount.path, mount.fs_type));
+    }
+    for (key, value) in record.labels.iter() {
+        line("label", &format_args!("{key}={value}"));
+    }
+    if !record.note.as_str().is_empty() {
+        line("note", &record.note);
+    }
+    if let Some(end) = record.expires_at {
+        line("expires", &rfc3339(end));
+    }
+    if let Some(until) = record.locked_until {
+        line("locked until", &rfc3339(until));
+    }
+    #[allow(clippy::cast_precision_loss)] // shown in milliseconds with one decimal
+    let ms = |us: u64| us as f64 / 1000.0;
+    let Timing { freeze_us, cut_us, thaw_us, stall_us, .. } = record.timing;
+    if stall_us > 0 {
+        let parts = format_args!(
+            "{:.1} ms (freeze {:.1}, cut {:.1}, thaw {:.1})",
+            ms(stall_us),
+            ms(freeze_us),
+            ms(cut_us),
+            ms(thaw_us)
+        );
+        line("stall", &parts);
+    }
+    text
+}
+
+/// Snapshots for people, a line each; identifiers are cut where they stay unique.
+pub fn table(records: &[SnapshotRecord]) -> String {
+    let ids: Vec<String> = records.iter().map(|record| record.id.as_uuid().simple().to_string()).collect();
+    let length = (8..=32)
+        .find(|length| {
+            let cut: std::collections::BTreeSet<_> = ids.iter().map(|id| &id[..*length]).collect();
+            cut.len() == ids.len()
+        })
+        .unwrap_or(32);
+    let mut text = format!(
+        "{:<length$}  {:<24}  {:<12}  {:<11}  {:<8}  {}\n",
+        "ID", "CREATED", "MACHINE", "CONSISTENCY", "STATE", "DISKS"
+    );
+    for (record, id) in records.iter().zip(&ids) {
+        let disks: Vec<_> = record.disks.iter().map(|disk| disk.serial.as_str()).collect();
+        writeln!(
+            text,
+            "{:<length$}  {:<24}  {:<12}  {:<11}  {:<8}  {}",
+            &id[..length],
+            rfc3339(record.created_at),
+            record.vm,
+            record.consistency,
+            record.state.as_str(),
+            disks.join(" ")
+        )
+        .expect("writing to a String");
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn sizes_are_shown_in_binary_units() {
+        for (bytes, shown) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (u64::MAX, "16.0 EiB")] {
+            assert_eq!(size(bytes), shown);
+        }
+    }
+
     use super::*;
 
     #[test]

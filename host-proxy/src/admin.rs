@@ -1,0 +1,223 @@
+//! The administrator's command line: asks the running service and prints what it says.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use protocol::agent::AgentCreate;
+use protocol::message::{DeleteOutcome, List};
+use protocol::text::{LabelKey, LabelValue, Labels, MountPath, Name};
+use protocol::view::SnapshotView;
+use protocol::{ErrorCode, RequestId, SnapshotRecord, WireError};
+use serde::Serialize;
+use tokio::net::UnixStream;
+
+use crate::cli::{Ask, Command, Create, Output};
+use crate::control::{ControlReply, ControlRequest};
+use crate::service::chain;
+use crate::transport;
+
+mod print;
+
+/// How long the service may be silent while it works.
+const SILENCE_LIMIT: Duration = Duration::from_secs(900);
+
+/// Runs a command that asks the service.
+pub fn run(command: Command) -> ExitCode {
+    let json = match &command {
+        Command::Vms(ask) | Command::Reconcile(ask) => ask.output.json,
+        Command::List { ask, .. }
+        | Command::Show { ask, .. }
+        | Command::Create { ask, .. }
+        | Command::Delete { ask, .. }
+        | Command::Ping { ask, .. } => ask.output.json,
+        Command::Serve(_) | Command::Check { .. } | Command::GenDocs { .. } => false,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(dispatch(command)),
+        Err(error) => Err(WireError::new(ErrorCode::Internal, format!("start the runtime: {error}"))),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error, json);
+            ExitCode::from(error.code.exit_code())
+        }
+    }
+}
+
+/// Says what went wrong, on stderr; as JSON if JSON was asked for.
+pub fn complain(error: &WireError, json: bool) {
+    if json {
+        #[derive(Serialize)]
+        struct Told<'a> {
+            error: &'a WireError,
+        }
+        eprintln!(
+            "{}",
+            serde_json::to_string(&Told { error }).expect("an error has no value that JSON lacks")
+        );
+    } else {
+        eprintln!("hostsnapd: {error}");
+    }
+}
+
+async fn dispatch(command: Command) -> Result<(), WireError> {
+    match command {
+        Command::Vms(ask) => match ask_once(&ask, &ControlRequest::Vms).await? {
+            ControlReply::Vms(vms) => print::vms(&vms, ask.output),
+            other => return Err(unexpected(&other)),
+        },
+        Command::List { ask, vm, labels } => list(&ask, vm, labels).await?,
+        Command::Show { ask, snapshot, vm } => {
+            match ask_once(&ask, &ControlRequest::Show { vm, snapshot }).await? {
+                ControlReply::Snapshot(record) => print::snapshot(&record, ask.output),
+                other => return Err(unexpected(&other)),
+            }
+        }
+        Command::Create { ask, create } => {
+            let record = create_one(&ask, create).await?;
+            print::snapshot(&record, ask.output);
+        }
+        Command::Delete { ask, snapshots } => {
+            for snapshot in snapshots {
+                let show = ControlRequest::Show { vm: None, snapshot };
+                let ControlReply::Snapshot(record) = ask_once(&ask, &show).await? else {
+                    return Err(WireError::new(ErrorCode::Malformed, "the service gave another answer"));
+                };
+                match ask_once(&ask, &ControlRequest::Delete(record.id)).await? {
+                    ControlReply::Deleted(outcome) => {
+                        print::deleted(record.id, outcome == DeleteOutcome::Gone, ask.output);
+                    }
+                    other => return Err(unexpected(&other)),
+                }
+            }
+        }
+        Command::Ping { ask, vm } => match ask_once(&ask, &ControlRequest::Ping(vm.clone())).await? {
+            ControlReply::Pong(facts) => print::pong(&vm, &facts, ask.output),
+            other => return Err(unexpected(&other)),
+        },
+        Command::Reconcile(ask) => match ask_once(&ask, &ControlRequest::Reconcile).await? {
+            ControlReply::Report(report) => print::report(&report, ask.output),
+            other => return Err(unexpected(&other)),
+        },
+        Command::Serve(_) | Command::Check { .. } | Command::GenDocs { .. } => {
+            unreachable!("main runs these itself")
+        }
+    }
+    Ok(())
+}
+
+async fn list(ask: &Ask, vm: Option<Name>, labels: Vec<(LabelKey, LabelValue)>) -> Result<(), WireError> {
+    let labels = labels_of(labels)?;
+    let mut records: Vec<SnapshotRecord> = Vec::new();
+    let mut after = None;
+    loop {
+        let filter = List { labels: labels.clone(), after, limit: 256, ..List::default() };
+        match ask_once(ask, &ControlRequest::List { vm: vm.clone(), filter }).await? {
+            ControlReply::Page(page) => {
+                records.extend(page.snapshots);
+                after = page.next;
+            }
+            other => return Err(unexpected(&other)),
+        }
+        if after.is_none() {
+            break;
+        }
+    }
+    print::snapshots(&records, ask.output);
+    Ok(())
+}
+
+async fn create_one(ask: &Ask, create: Create) -> Result<Box<SnapshotRecord>, WireError> {
+    let usage = |what: String| WireError::new(ErrorCode::BadRequest, what);
+    let paths: Vec<MountPath> = create
+        .paths
+        .iter()
+        .map(|path| path.parse())
+        .collect::<Result<_, protocol::text::TextError>>()
+        .map_err(|error| usage(error.to_string()))?;
+    let request = AgentCreate {
+        request: create.request_id.unwrap_or_else(RequestId::random),
+        paths: paths.try_into().map_err(|error: protocol::bounded::TooMany| usage(error.to_string()))?,
+        labels: labels_of(create.labels)?,
+        note: create.note,
+        minimum: create.consistency,
+        keep_for_s: create.keep_for.map(|time| time.as_secs()),
+        freeze_timeout_ms: u32::try_from(create.freeze_timeout.as_millis()).unwrap_or(u32::MAX),
+    };
+    let asked = ControlRequest::Create { vm: create.vm, create: request };
+    let mut stream = connect(&ask.control).await?;
+    transport::send(&mut stream, &asked).await.map_err(|error| broken(&error))?;
+    let bar = progress_bar();
+    loop {
+        match transport::receive(&mut stream, SILENCE_LIMIT).await.map_err(|error| broken(&error))? {
+            ControlReply::Progress(progress) => {
+                bar.set_length(progress.total_bytes);
+                bar.set_position(progress.done_bytes);
+            }
+            ControlReply::Snapshot(record) => {
+                bar.finish_and_clear();
+                return Ok(record);
+            }
+            ControlReply::Error(error) => return Err(error),
+            other => return Err(unexpected(&other)),
+        }
+    }
+}
+
+fn progress_bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {eta}");
+    ProgressBar::new(0).with_style(style.expect("a valid template"))
+}
+
+fn labels_of(labels: Vec<(LabelKey, LabelValue)>) -> Result<Labels, WireError> {
+    let map: BTreeMap<_, _> = labels.into_iter().collect();
+    Labels::try_from(map).map_err(|error| WireError::new(ErrorCode::BadRequest, error.to_string()))
+}
+
+async fn connect(path: &Path) -> Result<UnixStream, WireError> {
+    UnixStream::connect(path).await.map_err(|error| {
+        WireError::new(ErrorCode::Unreachable, format!("reach hostsnapd at {}: {error}", path.display()))
+            .hint("is it running? systemctl status hostsnapd; only root may ask it")
+    })
+}
+
+async fn ask_once(ask: &Ask, request: &ControlRequest) -> Result<ControlReply, WireError> {
+    let mut stream = connect(&ask.control).await?;
+    transport::send(&mut stream, request).await.map_err(|error| broken(&error))?;
+    match transport::receive(&mut stream, SILENCE_LIMIT).await.map_err(|error| broken(&error))? {
+        ControlReply::Error(error) => Err(error),
+        reply => Ok(reply),
+    }
+}
+
+fn broken(error: &transport::TransportError) -> WireError {
+    WireError::new(ErrorCode::Unreachable, format!("hostsnapd did not answer: {}", chain(error)))
+        .hint("its log says why: journalctl -u hostsnapd")
+}
+
+fn unexpected(_: &ControlReply) -> WireError {
+    WireError::new(ErrorCode::Malformed, "hostsnapd gave another answer than was asked for")
+        .hint("the running service and this program are of different versions: restart the service")
+}
+
+fn out(text: &str) {
+    // A closed pipe (`hostsnapd list | head`) is not an error.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn json(value: &impl Serialize, _: Output) {
+    out(&(serde_json::to_string_pretty(value).expect("no value that JSON lacks") + "\n"));
+}
+
+fn view(record: &SnapshotRecord) -> SnapshotView<'_> {
+    SnapshotView::from(record)
+}

@@ -1,0 +1,102 @@
+//! What the administrator reads: tables and blocks for people, JSON for programs.
+
+use protocol::SnapshotId;
+use protocol::SnapshotRecord;
+use protocol::agent::AgentPhase;
+use protocol::text::Name;
+use protocol::view;
+use serde_json::json;
+
+use super::{json, out, view};
+use crate::cli::Output;
+use crate::control::{AgentFacts, VmStatus};
+use crate::service::Report;
+
+pub(super) fn vms(vms: &[VmStatus], output: Output) {
+    if output.json {
+        let disks = |vm: &VmStatus| -> Vec<_> {
+            vm.disks
+                .iter()
+                .map(|disk| {
+                    json!({ "disk": disk.serial, "driver": disk.driver, "size_bytes": disk.size_bytes,
+                            "problem": disk.problem })
+                })
+                .collect()
+        };
+        let all: Vec<_> = vms
+            .iter()
+            .map(|vm| {
+                json!({ "name": vm.name, "uuid": vm.uuid, "peer": vm.peer, "snapshots": vm.snapshots,
+                        "disks": disks(vm) })
+            })
+            .collect();
+        return json(&all, output);
+    }
+    for vm in vms {
+        out(&format!("{}  {}  {}  {} snapshots\n", vm.name, vm.uuid, vm.peer, vm.snapshots));
+        for disk in &vm.disks {
+            let size = disk.size_bytes.map_or_else(|| "?".to_owned(), view::size);
+            let problem = disk.problem.as_str();
+            let problem = if problem.is_empty() { "ok" } else { problem };
+            out(&format!("  {:<20}  {:<8}  {size:>10}  {problem}\n", disk.serial, disk.driver));
+        }
+    }
+}
+
+pub(super) fn snapshots(records: &[SnapshotRecord], output: Output) {
+    if output.json {
+        return json(&records.iter().map(view).collect::<Vec<_>>(), output);
+    }
+    out(&view::table(records));
+}
+
+pub(super) fn snapshot(record: &SnapshotRecord, output: Output) {
+    if output.json {
+        return json(&view(record), output);
+    }
+    out(&view::block(record));
+}
+
+pub(super) fn deleted(id: SnapshotId, was_there: bool, output: Output) {
+    if output.json {
+        return json(&json!({ "id": id, "deleted": was_there }), output);
+    }
+    out(&format!("{id} {}\n", if was_there { "deleted" } else { "was not there" }));
+}
+
+pub(super) fn pong(vm: &Name, facts: &AgentFacts, output: Output) {
+    let phase = match facts.phase {
+        AgentPhase::Idle => "idle",
+        AgentPhase::Preparing => "preparing",
+        AgentPhase::Frozen => "frozen",
+        AgentPhase::Settling => "settling",
+    };
+    if output.json {
+        let facts = json!({ "vm": vm, "version": facts.version, "phase": phase,
+                            "round_trip_us": facts.round_trip_us });
+        return json(&facts, output);
+    }
+    out(&format!("{vm}: agent {} is {phase}; answered in {} µs\n", facts.version, facts.round_trip_us));
+}
+
+pub(super) fn report(report: &Report, output: Output) {
+    if output.json {
+        return json(report, output);
+    }
+    if report.is_clean() {
+        return out("the catalog and the storage agree\n");
+    }
+    for (what, ids) in [
+        ("entered into the catalog", &report.adopted),
+        ("finished", &report.resumed),
+        ("cleaned up", &report.cleaned),
+        ("lost by the storage", &report.lost),
+    ] {
+        for id in ids {
+            out(&format!("{id}  {what}\n"));
+        }
+    }
+    for problem in &report.problems {
+        out(&format!("undecided: {problem}\n"));
+    }
+}

@@ -1,0 +1,184 @@
+//! The command line of `hostsnapd`: types only. Help, man pages and completions come from here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use protocol::text::{LabelKey, LabelValue, Name, Note, SnapshotRef};
+use protocol::{Consistency, RequestId};
+
+/// Lets virtual machines take snapshots of their own disks.
+#[derive(Debug, Parser)]
+#[command(name = "hostsnapd", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the service (systemd starts it so)
+    Serve(ConfigFile),
+    /// Prove the configuration: every disk, driver, program and socket; changes nothing
+    Check {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        config: ConfigFile,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        output: Output,
+    },
+    /// Show the virtual machines with their disks
+    Vms(Ask),
+    /// List snapshots, newest first
+    List {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        ask: Ask,
+        /// Only this virtual machine's
+        #[arg(long, value_name = "VM")]
+        vm: Option<Name>,
+        /// Only those with this label; may be repeated
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+        labels: Vec<(LabelKey, LabelValue)>,
+    },
+    /// Show one snapshot
+    Show {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        ask: Ask,
+        /// Its identifier, any unique prefix of it, or `latest`
+        snapshot: SnapshotRef,
+        /// Only among this virtual machine's
+        #[arg(long, value_name = "VM")]
+        vm: Option<Name>,
+    },
+    /// Ask the agent in a virtual machine to take a snapshot of it
+    Create {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        ask: Ask,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        create: Create,
+    },
+    /// Delete snapshots
+    Delete {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        ask: Ask,
+        /// Their identifiers, or unique prefixes of them
+        #[arg(required = true)]
+        snapshots: Vec<SnapshotRef>,
+    },
+    /// Ask the agent in a virtual machine whether it is there and what it is doing
+    Ping {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        ask: Ask,
+        /// The virtual machine
+        vm: Name,
+    },
+    /// Compare the catalog with the storage and finish what is unfinished
+    Reconcile(Ask),
+    /// Write man pages and completions into a folder
+    #[command(hide = true)]
+    GenDocs {
+        /// The folder
+        folder: PathBuf,
+    },
+}
+
+/// Where the configuration is.
+#[derive(Debug, Args)]
+pub struct ConfigFile {
+    /// The configuration file
+    #[arg(long, default_value = "/etc/hostsnap/hostsnapd.toml", value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Output {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A question to the running service.
+#[derive(Debug, Args)]
+pub struct Ask {
+    /// The socket of the running service
+    #[arg(long, default_value = "/run/hostsnap/control.sock", value_name = "SOCKET")]
+    pub control: PathBuf,
+    /// How to print
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// The options of a snapshot.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub struct Create {
+    /// The virtual machine
+    pub vm: Name,
+    /// Paths in the guest whose disks to take; all disks if none is given
+    pub paths: Vec<String>,
+    /// Attach a label; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub labels: Vec<(LabelKey, LabelValue)>,
+    /// Attach a remark
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub note: Note,
+    /// The least that is acceptable: crash, filesystem or application
+    #[arg(long, default_value = "filesystem")]
+    pub consistency: Consistency,
+    /// Remove it after this time, such as 7d
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub keep_for: Option<Duration>,
+    /// The longest that the guest may be frozen
+    #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = duration)]
+    pub freeze_timeout: Duration,
+    /// Repeating a request with the same identifier gives the same snapshot
+    #[arg(long, value_name = "UUID")]
+    pub request_id: Option<RequestId>,
+}
+
+fn label(text: &str) -> Result<(LabelKey, LabelValue), String> {
+    let (key, value) = text.split_once('=').ok_or("write a label as KEY=VALUE")?;
+    let key = key.parse().map_err(|error: protocol::text::TextError| error.to_string())?;
+    let value = value.parse().map_err(|error: protocol::text::TextError| error.to_string())?;
+    Ok((key, value))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    // Days are always 24 hours here: what is measured is time, not the calendar.
+    let span: jiff::Span =
+        text.parse().map_err(|_| format!("{text:?} is not a duration; write 10s, 5m or 7d"))?;
+    let total = span
+        .to_duration(jiff::SpanRelativeTo::days_are_24_hours())
+        .map_err(|error| format!("{text:?}: {error}"))?;
+    Duration::try_from(total).map_err(|_| format!("{text:?} is negative"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 86400)));
+        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
+        assert!(duration("10").is_err());
+        assert!(duration("-1s").is_err());
+    }
+}

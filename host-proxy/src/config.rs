@@ -1,0 +1,281 @@
+//! What the administrator configures: read, checked as a whole, and never changed by the service.
+//!
+//! Keys are refused if unknown. Errors name the file, the line and what is allowed; all mistakes
+//! that can be found at once are reported at once.
+
+mod check;
+mod units;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use protocol::text::Name;
+use protocol::{DiskSerial, VmUuid};
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::drivers::Format;
+
+/// The whole configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The service itself.
+    #[serde(default)]
+    pub service: ServiceConfig,
+    /// Where snapshots are kept.
+    #[serde(default, rename = "store")]
+    pub stores: Vec<Store>,
+    /// The virtual machines.
+    #[serde(default, rename = "vm")]
+    pub vms: Vec<Vm>,
+}
+
+/// `[service]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServiceConfig {
+    /// Whether to listen on AF_VSOCK.
+    pub listen_vsock: bool,
+    /// Whether CID 1, the machine itself, may be a virtual machine: for tests.
+    pub allow_local_cid: bool,
+    /// Whether a guest must connect from a port below 1024, where the transport shows it.
+    pub require_privileged_port: bool,
+    /// Where the catalog and the audit log are.
+    pub state_dir: PathBuf,
+    /// The administrator's socket.
+    pub control_socket: PathBuf,
+    /// How many connections one virtual machine may have open.
+    pub max_connections_per_vm: usize,
+    /// The longest lease that a guest gets.
+    #[serde(deserialize_with = "units::duration")]
+    pub max_lease: Duration,
+}
+
+/// `[[store]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Store {
+    /// Its name, for `[[vm.disk]] store`.
+    pub name: Spanned<String>,
+    /// How it takes snapshots.
+    pub driver: DriverKind,
+    /// Its folder.
+    pub path: Spanned<PathBuf>,
+    /// How many bytes a snapshot must leave free.
+    #[serde(default = "units::default_min_free", deserialize_with = "units::bytes")]
+    pub min_free: u64,
+}
+
+/// Which driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DriverKind {
+    /// QEMU copies, by QMP.
+    Qemu,
+    /// FICLONE.
+    Reflink,
+    /// btrfs subvolume snapshots.
+    Btrfs,
+}
+
+/// `[[vm]]`.
+#[derive(Debug, Clone)]
+pub struct Vm {
+    /// Its name.
+    pub name: Name,
+    /// Its UUID, by its SMBIOS.
+    pub uuid: VmUuid,
+    /// How it comes in.
+    pub peer: PeerId,
+    /// Its QMP socket.
+    pub qmp: Option<PathBuf>,
+    /// What its guest may do.
+    pub allow: BTreeSet<Verb>,
+    /// Whether its guest may delete its own snapshots.
+    pub guest_may_delete: bool,
+    /// How much it may have.
+    pub quota: Quota,
+    /// Its disks.
+    pub disks: Vec<Disk>,
+    /// Where it stands in the file, for errors.
+    span: std::ops::Range<usize>,
+}
+
+/// How a virtual machine comes in.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum PeerId {
+    /// By AF_VSOCK with this CID.
+    Cid(u32),
+    /// By the hybrid vsock device with this base path.
+    Socket(PathBuf),
+}
+
+/// What a guest may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verb {
+    /// Take snapshots.
+    Create,
+    /// See its disks and snapshots.
+    List,
+    /// Delete its snapshots.
+    Delete,
+}
+
+/// `[vm.quota]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quota {
+    /// How many snapshots.
+    pub snapshots: u64,
+    /// How many bytes of disks in snapshots, each counted whole; unlimited if absent.
+    #[serde(deserialize_with = "units::optional_bytes")]
+    pub bytes: Option<u64>,
+    /// How many new snapshots an hour.
+    pub per_hour: u64,
+}
+
+/// `[[vm.disk]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// By which the guest knows it.
+    pub serial: DiskSerial,
+    /// Which store keeps its snapshots.
+    pub store: Spanned<String>,
+    /// The image or device behind it.
+    pub path: Spanned<PathBuf>,
+    /// Its layout.
+    pub format: Format,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There are mistakes in it, each on its line.
+    #[error("the configuration has mistakes:\n{0}")]
+    Mistakes(String),
+}
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        Self {
+            listen_vsock: true,
+            allow_local_cid: false,
+            require_privileged_port: true,
+            state_dir: "/var/lib/hostsnap".into(),
+            control_socket: "/run/hostsnap/control.sock".into(),
+            max_connections_per_vm: 8,
+            max_lease: Duration::from_secs(120),
+        }
+    }
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self { snapshots: 100, bytes: None, per_hour: 60 }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks a file's text; `path` is for errors only.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            ConfigError::Mistakes(check::at(path, text, at, error.message()))
+        })?;
+        let mistakes = check::mistakes(&config);
+        if mistakes.is_empty() {
+            return Ok(config);
+        }
+        let lines: Vec<_> =
+            mistakes.iter().map(|mistake| check::at(path, text, mistake.at, &mistake.what)).collect();
+        Err(ConfigError::Mistakes(lines.join("\n")))
+    }
+}
+
+impl<'de> Deserialize<'de> for Vm {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Raw {
+            name: Spanned<Name>,
+            uuid: VmUuid,
+            cid: Option<u32>,
+            socket: Option<PathBuf>,
+            qmp: Option<PathBuf>,
+            allow: Option<BTreeSet<Verb>>,
+            #[serde(default = "yes")]
+            guest_may_delete: bool,
+            #[serde(default)]
+            quota: Quota,
+            #[serde(default, rename = "disk")]
+            disks: Vec<Disk>,
+        }
+        let raw = Raw::deserialize(deserializer)?;
+        let peer = match (raw.cid, raw.socket) {
+            (Some(cid), None) => PeerId::Cid(cid),
+            (None, Some(path)) => PeerId::Socket(path),
+            _ => {
+                return Err(serde::de::Error::custom(format!(
+                    "the machine {} needs exactly one of `cid` (AF_VSOCK) and `socket` (hybrid vsock)",
+                    raw.name.get_ref()
+                )));
+            }
+        };
+        Ok(Self {
+            span: raw.name.span(),
+            name: raw.name.into_inner(),
+            uuid: raw.uuid,
+            peer,
+            qmp: raw.qmp,
+            allow: raw.allow.unwrap_or_else(|| [Verb::Create, Verb::List, Verb::Delete].into()),
+            guest_may_delete: raw.guest_may_delete,
+            quota: raw.quota,
+            disks: raw.disks,
+        })
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Create => "create",
+            Self::List => "list",
+            Self::Delete => "delete",
+        })
+    }
+}
+
+impl fmt::Display for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cid(cid) => write!(f, "cid {cid}"),
+            Self::Socket(path) => write!(f, "{}", path.display()),
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The administrator's way in: a Unix socket that only root can open. The same framing as the
+//! guests', with messages of its own; both ends are this program.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use protocol::agent::{AgentCreate, AgentPhase};
+use protocol::message::{DeleteOutcome, DiskInfo, List, Page, Progress};
+use protocol::text::{Line, Name, SnapshotRef};
+use protocol::{BoundedVec, ErrorCode, SnapshotId, SnapshotRecord, VmUuid, WireError};
+use serde::{Deserialize, Serialize};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::agent::Agent;
+use crate::audit::{Decision, Event};
+use crate::config::Vm;
+use crate::policy;
+use crate::service::{Report, Service, now};
+use crate::transport::{self, TransportError};
+
+/// How soon a request must come.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the administrator's command line asks. One request per connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ControlRequest {
+    /// Which virtual machines, with their disks?
+    Vms,
+    /// Snapshots, of one machine or of all.
+    List {
+        /// The machine's name.
+        vm: Option<Name>,
+        /// Which, from where on.
+        filter: List,
+    },
+    /// One snapshot.
+    Show {
+        /// The machine's name.
+        vm: Option<Name>,
+        /// Which.
+        snapshot: SnapshotRef,
+    },
+    /// Remove one snapshot.
+    Delete(SnapshotId),
+    /// Ask a guest's daemon for a snapshot of itself.
+    Create {
+        /// The machine's name.
+        vm: Name,
+        /// The options.
+        create: AgentCreate,
+    },
+    /// Ask a guest's daemon whether it is there.
+    Ping(Name),
+    /// Compare the catalog with the storage.
+    Reconcile,
+}
+
+/// What the service answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ControlReply {
+    /// To `Vms`.
+    Vms(Vec<VmStatus>),
+    /// To `List`.
+    Page(Page),
+    /// To `Show` and `Create`.
+    Snapshot(Box<SnapshotRecord>),
+    /// To `Delete`.
+    Deleted(DeleteOutcome),
+    /// To `Create`, any number of times, before the final reply.
+    Progress(Progress),
+    /// To `Ping`.
+    Pong(AgentFacts),
+    /// To `Reconcile`.
+    Report(Report),
+    /// To anything.
+    Error(WireError),
+}
+
+/// A virtual machine as the administrator sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStatus {
+    /// Its name.
+    pub name: Name,
+    /// Its UUID.
+    pub uuid: VmUuid,
+    /// How it comes in.
+    pub peer: Line,
+    /// Its disks.
+    pub disks: BoundedVec<DiskInfo, 64>,
+    /// How many snapshots it has.
+    pub snapshots: u64,
+}
+
+/// What a guest's daemon says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentFacts {
+    /// Its version.
+    pub version: Name,
+    /// What it is doing.
+    pub phase: AgentPhase,
+    /// How long it took to answer, in microseconds.
+    pub round_trip_us: u64,
+}
+
+/// Makes the socket, readable by root alone.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.file_type().is_socket() => {
+            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, "another hostsnapd is listening there"));
+            }
+            fs::remove_file(path)?;
+        }
+        Ok(_) => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    // Between bind and chmod the umask keeps others out.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    listener
+}
+
+/// Serves the administrator.
+pub async fn serve(service: Arc<Service>, listener: UnixListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tokio::spawn(answer_one(Arc::clone(&service), stream));
+            }
+            Err(error) => {
+                tracing::error!("accept on the control socket: {error}");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+async fn answer_one(service: Arc<Service>, mut stream: UnixStream) {
+    let own = rustix::process::geteuid().as_raw();
+    let allowed = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own);
+    let result = async {
+        let request = transport::receive(&mut stream, REQUEST_LIMIT).await?;
+        let reply = if allowed {
+            answer(&service, &mut stream, request).await
+        } else {
+            Err(WireError::new(ErrorCode::Refused, "only root may use the control socket"))
+        };
+        transport::send(&mut stream, &reply.unwrap_or_else(ControlReply::Error)).await
+    };
+    match result.await {
+        Ok(()) | Err(TransportError::Closed) => {}
+        Err(error) => tracing::warn!("control socket: {}", crate::service::chain(&error)),
+    }
+}
+
+async fn answer(
+    service: &Arc<Service>,
+    stream: &mut UnixStream,
+    request: ControlRequest,
+) -> Result<ControlReply, WireError> {
+    Ok(match request {
+        ControlRequest::Vms => ControlReply::Vms(vms(service).await?),
+        ControlRequest::List { vm, filter } => {
+            let scope = policy::read_as_admin(uuid_of(service, vm.as_ref())?);
+            ControlReply::Page(service.list(&scope, filter).await?)
+        }
+        ControlRequest::Show { vm, snapshot } => {
+            let scope = policy::read_as_admin(uuid_of(service, vm.as_ref())?);
+            ControlReply::Snapshot(Box::new(service.get(&scope, snapshot).await?))
+        }
+        ControlRequest::Delete(id) => ControlReply::Deleted(delete(service, id).await?),
+        ControlRequest::Create { vm, create } => {
+            ControlReply::Snapshot(create_in(service, stream, &vm_named(service, &vm)?, create).await?)
+        }
+        ControlRequest::Ping(vm) => ControlReply::Pong(ping(&vm_named(service, &vm)?).await?),
+        ControlRequest::Reconcile => ControlReply::Report(service.reconcile().await?),
+    })
+}
+
+async fn vms(service: &Arc<Service>) -> Result<Vec<VmStatus>, WireError> {
+    let world = service.world();
+    let mut all = Vec::with_capacity(world.config.vms.len());
+    for vm in &world.config.vms {
+        let disks = service.disks(vm).await;
+        all.push(VmStatus {
+            name: vm.name.clone(),
+            uuid: vm.uuid,
+            peer: Line::lossy(&vm.peer.to_string()),
+            disks: disks.try_into().map_err(|error: protocol::bounded::TooMany| {
+                WireError::new(ErrorCode::Internal, error.to_string())
+            })?,
+            snapshots: service.count(vm).await?,
+        });
+    }
+    Ok(all)
+}
+
+fn vm_named(service: &Service, name: &Name) -> Result<Vm, WireError> {
+    let world = service.world();
+    world.config.vms.iter().find(|vm| vm.name == *name).cloned().ok_or_else(|| {
+        WireError::new(
+            ErrorCode::NotFound,
+            format!("there is no virtual machine {name} in the configuration"),
+        )
+        .hint("hostsnapd vms shows those there are")
+    })
+}
+
+fn uuid_of(service: &Service, name: Option<&Name>) -> Result<Option<VmUuid>, WireError> {
+    name.map(|name| vm_named(service, name).map(|vm| vm.uuid)).transpose()
+}
+
+async fn delete(service: &Arc<Service>, id: SnapshotId) -> Result<DeleteOutcome, WireError> {
+    let began = Instant::now();
+    let reference = id.to_string().parse().expect("an identifier is a valid reference");
+    let record = service.get(&policy::read_as_admin(None), reference).await?;
+    let outcome = match policy::delete_as_admin(&record, now()) {
+        Ok(allowed) => service.delete(allowed).await,
+        Err(refused) => Err(refused),
+    };
+    service.audit().note(&Event {
+        verb: "delete",
+        vm: Some(&record.vm),
+        vm_uuid: Some(record.vm_uuid),
+        peer: "control",
+        disks: Vec::new(),
+        snapshot: Some(id),
+        decision: outcome.as_ref().map_or_else(|error| Decision::of(error.code), |_| Decision::Done),
+        error: outcome.as_ref().err(),
+        took: began.elapsed(),
+    });
+    outcome
+}
+
+/// Lets the guest's daemon run its own flow; with no daemon there, and only if crash consistency
+/// was asked for, the host cuts alone.
+async fn create_in(
+    service: &Arc<Service>,
+    stream: &mut UnixStream,
+    vm: &Vm,
+    create: AgentCreate,
+) -> Result<Box<SnapshotRecord>, WireError> {
+    match Agent::connect(vm).await {
+        Ok(mut agent) => {
+            let (told, mut progress) = tokio::sync::mpsc::channel(16);
+            // What does not fit is older than what comes next.
+            let created = agent.create(create, |progress| {
+                let _ = told.try_send(progress);
+            });
+            tokio::pin!(created);
+            loop {
+                tokio::select! {
+                    outcome = &mut created => return outcome,
+                    Some(progress) = progress.recv() => {
+                        // Whoever asked may have hung up; the snapshot goes on.
+                        let _ = transport::send(stream, &ControlReply::Progress(progress)).await;
+                    }
+                }
+            }
+        }
+        Err(error) if error.code == ErrorCode::Unreachable => {
+            service.create_without_agent(vm, create, error).await
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn ping(vm: &Vm) -> Result<AgentFacts, WireError> {
+    let mut agent = Agent::connect(vm).await?;
+    let began = Instant::now();
+    agent.ping().await?;
+    let round_trip_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let phase = agent.status().await?.phase;
+    Ok(AgentFacts { version: agent.version().clone(), phase, round_trip_us })
+}

@@ -1,0 +1,98 @@
+//! What the host does for a guest or for its administrator. The only room that joins policy,
+//! drivers, virtual machines and catalog; it takes what policy allowed and nothing else.
+//!
+//! | module | idea |
+//! |---|---|
+//! | `create` | prepare → cut → conclude: one new snapshot, up to the storage's atomic point |
+//! | `settle` | from cut to durable, in the background, with progress |
+//! | `read` | disks, lists, single snapshots |
+//! | `delete` | removal on demand and when a snapshot's time is over |
+//! | `reconcile` | the catalog against the storage, at start and on command |
+//! | `blocking`, `errors`, `in_flight`, `manifest` | what those share |
+
+mod blocking;
+mod create;
+mod delete;
+mod errors;
+mod in_flight;
+mod manifest;
+mod read;
+mod reconcile;
+mod settle;
+
+use std::sync::{Arc, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use protocol::WireError;
+use protocol::record::UnixMillis;
+use tokio::sync::Semaphore;
+
+pub use create::{CutOperation, Operation, Outcome};
+pub use errors::chain;
+pub use reconcile::Report;
+pub use settle::{SettleState, Settling};
+
+use crate::audit::Audit;
+use crate::catalog::{Catalog, CatalogError};
+use crate::world::World;
+use in_flight::InFlight;
+
+/// How many snapshots may be between prepared and settled-in-the-foreground at once, over all
+/// guests. The others wait in `Prepare`, where nothing is frozen.
+const ADMITTED: usize = 4;
+
+/// The service's state.
+pub struct Service {
+    world: RwLock<Arc<World>>,
+    catalog: Arc<Catalog>,
+    audit: Audit,
+    in_flight: InFlight,
+    admission: Arc<Semaphore>,
+}
+
+impl Service {
+    /// A service over this world and this catalog.
+    pub fn new(world: World, catalog: Catalog, audit: Audit) -> Arc<Self> {
+        Arc::new(Self {
+            world: RwLock::new(Arc::new(world)),
+            catalog: Arc::new(catalog),
+            audit,
+            in_flight: InFlight::default(),
+            admission: Arc::new(Semaphore::new(ADMITTED)),
+        })
+    }
+
+    /// The world as it is now.
+    pub fn world(&self) -> Arc<World> {
+        Arc::clone(&self.world.read().expect("no holder of this lock panics"))
+    }
+
+    /// Puts a reloaded world in its place. What runs goes on with the one it began with.
+    pub fn replace_world(&self, world: World) {
+        *self.world.write().expect("no holder of this lock panics") = Arc::new(world);
+    }
+
+    /// Runs a call of the catalog where it may block. Its failure is logged; the guest's text of it
+    /// is the error.
+    async fn catalog<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Catalog) -> Result<T, CatalogError> + Send + 'static,
+    ) -> Result<T, WireError> {
+        let catalog = Arc::clone(&self.catalog);
+        match tokio::task::spawn_blocking(move || call(&catalog)).await {
+            Ok(result) => result.map_err(|error| errors::of_catalog(&error)),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+
+    /// Where decisions are written down.
+    pub fn audit(&self) -> &Audit {
+        &self.audit
+    }
+}
+
+/// The host's wall clock. Only for what people read and for expiry; deadlines use `Instant`.
+pub fn now() -> UnixMillis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,67 @@
+//! Removal, on demand and when a snapshot's time is over. Intent first, as with creation: what is
+//! half removed is finished by reconcile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::message::DeleteOutcome;
+use protocol::{ErrorCode, SnapshotRecord, WireError};
+
+use super::{Service, blocking, errors, now};
+use crate::drivers::{Deleted, Owner};
+use crate::policy::{self, Allowed, Delete};
+
+/// How long the storage may take to remove a snapshot.
+const DELETE_LIMIT: Duration = Duration::from_secs(120);
+
+impl Service {
+    /// Removes a snapshot from the storage, then from the catalog.
+    pub async fn delete(&self, allowed: Allowed<Delete>) -> Result<DeleteOutcome, WireError> {
+        let Delete(record) = allowed.into_inner();
+        let id = record.id;
+        let Some(_claim) = self.in_flight.claim(id) else {
+            return Err(WireError::new(ErrorCode::Busy, format!("the snapshot {id} is being worked on"))
+                .hint("try again when it is ready"));
+        };
+        if !self.catalog(move |catalog| catalog.begin_delete(id)).await? {
+            return Ok(DeleteOutcome::WasAbsent);
+        }
+        self.remove_everywhere(&record).await?;
+        self.catalog(move |catalog| catalog.remove(id)).await?;
+        Ok(DeleteOutcome::Gone)
+    }
+
+    /// Removes a snapshot from every store: it may have parts in several, also in one that the
+    /// configuration no longer gives to its machine.
+    pub(super) async fn remove_everywhere(&self, record: &SnapshotRecord) -> Result<(), WireError> {
+        let owner = Owner { vm: record.vm_uuid, snapshot: record.id };
+        for store in self.world().stores() {
+            let store = Arc::clone(store);
+            let doing = format!("delete the snapshot {}", record.id);
+            let deleted =
+                blocking::bounded(&doing, DELETE_LIMIT, move || store.driver.delete(owner), drop).await;
+            match deleted {
+                Ok(Deleted::Gone | Deleted::WasAbsent) => {}
+                Err(error) => return Err(errors::of_driver(record.vm.as_str(), &doing, &error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the snapshots whose time is over. One that can't be removed does not stop the others.
+    pub async fn expire(&self) {
+        let Ok(entries) = self.catalog(|catalog| catalog.all()).await else { return };
+        for entry in entries {
+            let Some(allowed) = policy::expire(&entry.record, now()) else { continue };
+            let id = entry.record.id;
+            match self.delete(allowed).await {
+                Ok(_) => {
+                    tracing::info!(vm = %entry.record.vm, "removed the snapshot {id}: its time was over")
+                }
+                Err(error) => {
+                    tracing::warn!("the snapshot {id}, whose time is over, stays: {}", error.message)
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! One failure, two texts: what the guest reads and what the host logs. The guest learns what it
+//! can do; paths, programs and other machines stay in the log.
+
+use std::error::Error;
+use std::fmt::Write;
+
+use protocol::{ErrorCode, WireError};
+
+use crate::catalog::CatalogError;
+use crate::drivers::{DriverError, Kind};
+
+/// Logs a failure with all its causes and makes the guest's text of it.
+pub(super) fn of_driver(vm: &str, doing: &str, error: &DriverError) -> WireError {
+    tracing::error!(vm, "{doing}: {}", chain(error));
+    let (code, text, hint) = match error.kind {
+        Kind::NoSpace => (
+            ErrorCode::NoSpace,
+            "the host's storage has no room",
+            "delete snapshots, or ask the host's administrator for room",
+        ),
+        Kind::Busy => (ErrorCode::Busy, "the host's storage is busy with it", "try again in a moment"),
+        Kind::Exists => {
+            (ErrorCode::Busy, "the storage holds an unfinished snapshot of this request", RECONCILE)
+        }
+        Kind::NotFound => (ErrorCode::StorageFailed, "the host's storage does not have it", CHECK),
+        Kind::Unsupported => (ErrorCode::Unsupported, "the host's storage can't do that", CHECK),
+        Kind::DeadlinePassed => (ErrorCode::TimedOut, "the host's storage took too long", CHECK),
+        Kind::Cancelled => (ErrorCode::Unavailable, "the host stopped it", "try again in a moment"),
+        Kind::Failed => (ErrorCode::StorageFailed, "the host's storage failed", CHECK),
+    };
+    WireError::new(code, format!("{doing}: {text}")).hint(hint)
+}
+
+const CHECK: &str = "the host's log says why: hostsnapd check, journalctl -u hostsnapd";
+const RECONCILE: &str = "the host's administrator runs hostsnapd reconcile";
+
+/// Logs a failure of the catalog and makes the guest's text of it.
+pub(super) fn of_catalog(error: &CatalogError) -> WireError {
+    tracing::error!("catalog: {}", chain(error));
+    WireError::new(ErrorCode::Internal, "the host could not use its catalog of snapshots").hint(CHECK)
+}
+
+/// An error with all its causes, on one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        write!(text, ": {error}").expect("writing to a String");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,317 @@
+//! The catalog against the storage: at start, once a minute for what is unfinished, and on command.
+//!
+//! After it, every snapshot on the storage that we made is in the catalog, every one in the catalog
+//! is on the storage or marked as failed, and nothing is left half done. It believes the storage; a
+//! store that can't be listed proves nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use protocol::evidence::CutEvidence;
+use protocol::record::State;
+use protocol::text::Line;
+use protocol::{Consistency, SnapshotId, SnapshotRecord, WireError};
+use serde::{Deserialize, Serialize};
+
+use super::create::{Common, Part, digest_of_record, name_disks};
+use super::in_flight::Claim;
+use super::{Service, blocking, errors, manifest, settle};
+use crate::catalog::{Begun, Entry, Phase};
+use crate::drivers::{CutSet, Found, Owner, Recovered, Volume};
+use crate::world::{Store, World};
+
+/// How long a store may take to list or recover.
+const STORE_LIMIT: Duration = Duration::from_secs(120);
+
+/// What was found and what became of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// On the storage, unknown to the catalog: entered.
+    pub adopted: Vec<SnapshotId>,
+    /// Cut before a stop of the service, finished now.
+    pub resumed: Vec<SnapshotId>,
+    /// Begun before a stop and never cut, or half deleted: nothing is left of it.
+    pub cleaned: Vec<SnapshotId>,
+    /// In the catalog, gone from the storage: marked as failed.
+    pub lost: Vec<SnapshotId>,
+    /// What could not be decided, for people.
+    pub problems: Vec<String>,
+}
+
+impl Report {
+    /// Whether there was nothing to do.
+    pub fn is_clean(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What one store keeps of a snapshot.
+type StoreVolumes = (Arc<Store>, Vec<Volume>);
+
+/// The storage as it was found: who is where.
+struct Inventory {
+    found: BTreeMap<SnapshotId, Vec<(Arc<Store>, Found)>>,
+    /// Whether every store could be listed.
+    complete: bool,
+}
+
+impl Service {
+    /// Compares everything.
+    pub async fn reconcile(self: &Arc<Self>) -> Result<Report, WireError> {
+        let mut report = Report::default();
+        let inventory = self.inventory(&mut report).await;
+        let entries = self.catalog(|catalog| catalog.all()).await?;
+        let known: BTreeSet<SnapshotId> = entries.iter().map(|entry| entry.record.id).collect();
+        for entry in entries {
+            self.reconcile_entry(entry, &inventory, &mut report).await;
+        }
+        for (id, parts) in &inventory.found {
+            if !known.contains(id) {
+                self.adopt(*id, parts, &mut report).await;
+            }
+        }
+        for problem in &report.problems {
+            tracing::warn!("reconcile: {problem}");
+        }
+        Ok(report)
+    }
+
+    /// Finishes what is unfinished and nobody works on.
+    pub async fn tend(self: &Arc<Self>) {
+        let unfinished = self.catalog(|catalog| catalog.unfinished()).await.unwrap_or_default();
+        let mut report = Report::default();
+        for entry in unfinished {
+            if let Some(claim) = self.in_flight.claim(entry.record.id) {
+                self.finish(entry, claim, &mut report).await;
+            }
+        }
+        self.expire().await;
+    }
+
+    async fn inventory(&self, report: &mut Report) -> Inventory {
+        let mut inventory = Inventory { found: BTreeMap::new(), complete: true };
+        for store in self.world().stores() {
+            let used = Arc::clone(store);
+            let doing = format!("list the snapshots in the store {}", store.config.name.get_ref());
+            match blocking::bounded(&doing, STORE_LIMIT, move || used.driver.list(), drop).await {
+                Ok(found) => {
+                    for one in found {
+                        let parts = inventory.found.entry(one.owner.snapshot).or_default();
+                        parts.push((Arc::clone(store), one));
+                    }
+                }
+                Err(error) => {
+                    inventory.complete = false;
+                    report.problems.push(errors::chain(&error));
+                }
+            }
+        }
+        inventory
+    }
+
+    async fn reconcile_entry(self: &Arc<Self>, entry: Entry, inventory: &Inventory, report: &mut Report) {
+        let id = entry.record.id;
+        let Some(claim) = self.in_flight.claim(id) else { return };
+        match entry.phase {
+            Phase::Intent | Phase::Settling | Phase::Deleting => self.finish(entry, claim, report).await,
+            Phase::Failed => {}
+            Phase::Ready => {
+                let whole =
+                    inventory.found.get(&id).is_some_and(|parts| parts.iter().all(|(_, one)| one.whole));
+                if !whole && inventory.complete {
+                    report.lost.push(id);
+                    self.fail(entry.record, "the storage no longer has it").await;
+                }
+            }
+        }
+    }
+
+    /// Finishes an entry that a stop of the service left.
+    async fn finish(self: &Arc<Self>, entry: Entry, claim: Claim, report: &mut Report) {
+        let id = entry.record.id;
+        match entry.phase {
+            Phase::Ready | Phase::Failed => {}
+            Phase::Deleting => match self.remove_everywhere(&entry.record).await {
+                Ok(()) => self.forget_cleaned(id, report).await,
+                Err(error) => report.problems.push(format!("{id}: {}", error.message)),
+            },
+            Phase::Intent | Phase::Settling => self.recover(entry, claim, report).await,
+        }
+    }
+
+    async fn recover(self: &Arc<Self>, entry: Entry, claim: Claim, report: &mut Report) {
+        let Entry { record, phase, .. } = entry;
+        let id = record.id;
+        let volumes = match self.volumes_of(&record) {
+            Ok(volumes) => volumes,
+            Err(problem) => return report.problems.push(format!("{id}: {problem}")),
+        };
+        let owner = Owner { vm: record.vm_uuid, snapshot: id };
+        let mut cut: Vec<Part<Box<dyn CutSet>>> = Vec::new();
+        let mut whole = 0;
+        let mut nothing = 0;
+        for (store, volumes) in volumes {
+            let used = Arc::clone(&store);
+            let doing = format!("recover the snapshot {id}");
+            let recovered =
+                blocking::bounded(&doing, STORE_LIMIT, move || used.driver.recover(owner, &volumes), drop);
+            match recovered.await {
+                Ok(Recovered::Nothing) => nothing += 1,
+                Ok(Recovered::Whole) => whole += 1,
+                Ok(Recovered::Cut(stage)) => cut.push(Part { store, stage }),
+                Err(error) => return report.problems.push(errors::chain(&error)),
+            }
+        }
+        let unconcluded = phase == Phase::Intent;
+        let worthless = unconcluded && record.minimum > Consistency::Crash;
+        if nothing > 0 || (worthless && whole == 0) {
+            // Not cut everywhere, or worth less than its user accepts: it never was a snapshot.
+            self.undo(cut, &record, whole, phase, report).await;
+        } else if cut.is_empty() {
+            self.adopt_whole(&record, report).await;
+        } else {
+            self.resume(record, unconcluded, cut, claim, report).await;
+        }
+    }
+
+    async fn undo(
+        &self,
+        cut: Vec<Part<Box<dyn CutSet>>>,
+        record: &SnapshotRecord,
+        whole: usize,
+        phase: Phase,
+        report: &mut Report,
+    ) {
+        let id = record.id;
+        for part in cut {
+            let undone =
+                blocking::bounded("undo a snapshot", STORE_LIMIT, move || part.stage.abandon(), drop).await;
+            if let Err(error) = undone {
+                return report.problems.push(errors::chain(&error));
+            }
+        }
+        if whole > 0
+            && let Err(error) = self.remove_everywhere(record).await
+        {
+            return report.problems.push(format!("{id}: {}", error.message));
+        }
+        if phase == Phase::Settling {
+            // Its guest may have been told of it.
+            report.lost.push(id);
+            self.fail(record.clone(), "the storage lost it before it was whole").await;
+        } else {
+            self.forget_cleaned(id, report).await;
+        }
+    }
+
+    /// Sealed, but the catalog had not been told: the manifest is the truth.
+    async fn adopt_whole(&self, record: &SnapshotRecord, report: &mut Report) {
+        let id = record.id;
+        let mut unread = Report::default();
+        let inventory = self.inventory(&mut unread).await;
+        let sealed = inventory.found.get(&id).and_then(|parts| read_manifest(parts).ok());
+        let mut record = sealed.unwrap_or_else(|| record.clone());
+        record.state = State::Ready;
+        if self.catalog(move |catalog| catalog.record(&record, Phase::Ready)).await.is_ok() {
+            report.resumed.push(id);
+        }
+    }
+
+    async fn resume(
+        self: &Arc<Self>,
+        mut record: SnapshotRecord,
+        unconcluded: bool,
+        cut: Vec<Part<Box<dyn CutSet>>>,
+        claim: Claim,
+        report: &mut Report,
+    ) {
+        let id = record.id;
+        name_disks(&mut record, cut.iter().map(|part| (part.store.as_ref(), part.stage.volumes())));
+        if unconcluded {
+            record.consistency = Consistency::Crash;
+            record.consistency_reason =
+                Line::lossy("the host's service stopped between the cut and the guest's conclusion");
+            record.cut = CutEvidence::Unknown;
+        }
+        let common = Common { service: Arc::clone(self), draft: record, _claim: claim, _admitted: None };
+        match settle::start(common, cut, Instant::now()).await {
+            Ok(_settling) => report.resumed.push(id),
+            Err(error) => report.problems.push(format!("{id}: {}", error.message)),
+        }
+    }
+
+    /// Enters a snapshot that only the storage knows.
+    async fn adopt(self: &Arc<Self>, id: SnapshotId, parts: &[(Arc<Store>, Found)], report: &mut Report) {
+        let Some(claim) = self.in_flight.claim(id) else { return };
+        let mut record = match read_manifest(parts) {
+            Ok(record) => record,
+            Err(problem) => return report.problems.push(format!("{id}: {problem}")),
+        };
+        let whole = parts.iter().all(|(_, one)| one.whole);
+        if whole {
+            record.state = State::Ready;
+        }
+        let digest = digest_of_record(&record);
+        let intent = record.clone();
+        match self.catalog(move |catalog| catalog.begin(&intent, &digest)).await {
+            Ok(Begun::New) if whole => {
+                if self.catalog(move |catalog| catalog.record(&record, Phase::Ready)).await.is_ok() {
+                    report.adopted.push(id);
+                }
+            }
+            Ok(Begun::New) => {
+                let entry = Entry { record, phase: Phase::Intent, digest };
+                self.recover(entry, claim, report).await;
+            }
+            Ok(Begun::Existing(_)) => {}
+            Err(error) => report.problems.push(format!("{id}: {}", error.message)),
+        }
+    }
+
+    /// The volumes of a record, by store, as configured now.
+    fn volumes_of(&self, record: &SnapshotRecord) -> Result<Vec<StoreVolumes>, String> {
+        let world = self.world();
+        let vm = world
+            .vm(record.vm_uuid)
+            .ok_or_else(|| format!("its virtual machine {} is not configured", record.vm))?;
+        let mut by_store: BTreeMap<&str, StoreVolumes> = BTreeMap::new();
+        for cut in &record.disks {
+            let disk = vm
+                .disks
+                .iter()
+                .find(|disk| disk.serial == cut.serial)
+                .ok_or_else(|| format!("its disk {} is not configured", cut.serial))?;
+            let store = world.store(disk);
+            by_store
+                .entry(disk.store.get_ref())
+                .or_insert_with(|| (Arc::clone(store), Vec::new()))
+                .1
+                .push(World::volume(vm, disk));
+        }
+        Ok(by_store.into_values().collect())
+    }
+
+    async fn fail(&self, mut record: SnapshotRecord, why: &str) {
+        record.state = State::Failed;
+        tracing::error!(vm = %record.vm, "the snapshot {} is lost: {why}", record.id);
+        // The failure to write it down is logged; the next reconcile comes to the same.
+        let _ = self.catalog(move |catalog| catalog.record(&record, Phase::Failed)).await;
+    }
+
+    async fn forget_cleaned(&self, id: SnapshotId, report: &mut Report) {
+        match self.catalog(move |catalog| catalog.remove(id)).await {
+            Ok(_) => report.cleaned.push(id),
+            Err(error) => report.problems.push(format!("{id}: {}", error.message)),
+        }
+    }
+}
+
+fn read_manifest(parts: &[(Arc<Store>, Found)]) -> Result<SnapshotRecord, String> {
+    let (store, found) = parts.first().ok_or("it is in no store")?;
+    let bytes = found
+        .manifest
+        .as_ref()
+        .ok_or_else(|| format!("its manifest in the store {} can't be read", store.config.name.get_ref()))?;
+    manifest::read(bytes, found.owner).map_err(|error| errors::chain(&error))
+}

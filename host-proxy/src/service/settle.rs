@@ -1,0 +1,163 @@
+//! From cut to durable and whole. It goes on in the background whoever listens: a guest that hangs
+//! up does not lose its snapshot.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use protocol::message::Progress;
+use protocol::record::State;
+use protocol::{ErrorCode, SnapshotRecord, WireError};
+use tokio::sync::watch;
+
+use super::create::{Common, Part};
+use super::{errors, manifest};
+use crate::catalog::Phase;
+use crate::drivers::{self, Continue, CutSet, DriverError, Kind};
+
+/// How far it is.
+#[derive(Debug, Clone)]
+pub enum SettleState {
+    /// On its way.
+    Running(Progress),
+    /// Durable and whole.
+    Ready(Box<SnapshotRecord>),
+    /// The storage lost it.
+    Failed(WireError),
+}
+
+/// A snapshot that is settling.
+pub struct Settling {
+    record: Box<SnapshotRecord>,
+    state: watch::Receiver<SettleState>,
+}
+
+impl Settling {
+    /// The snapshot as it is known now.
+    pub fn into_record(self) -> Box<SnapshotRecord> {
+        self.record
+    }
+
+    /// Waits for the next change. `None` when nobody works on it any more.
+    pub async fn next(&mut self) -> Option<SettleState> {
+        self.state.changed().await.ok()?;
+        Some(self.state.borrow_and_update().clone())
+    }
+
+    /// Waits for the end.
+    pub async fn finish(mut self) -> Result<Box<SnapshotRecord>, WireError> {
+        loop {
+            match self.next().await {
+                Some(SettleState::Running(_)) => {}
+                Some(SettleState::Ready(record)) => return Ok(record),
+                Some(SettleState::Failed(error)) => return Err(error),
+                None => return Err(WireError::new(ErrorCode::Internal, "settling the snapshot stopped")),
+            }
+        }
+    }
+}
+
+/// Commits what is known and lets the storage settle in the background.
+pub(super) async fn start(
+    common: Common,
+    parts: Vec<Part<Box<dyn CutSet>>>,
+    cut_ended: Instant,
+) -> Result<Settling, WireError> {
+    let record = common.draft.clone();
+    common.service.catalog(move |catalog| catalog.record(&record, Phase::Settling)).await?;
+    let record = Box::new(common.draft.clone());
+    let (updates, state) = watch::channel(SettleState::Running(Progress { done_bytes: 0, total_bytes: 0 }));
+    tokio::spawn(run(common, parts, cut_ended, updates));
+    Ok(Settling { record, state })
+}
+
+async fn run(
+    mut common: Common,
+    parts: Vec<Part<Box<dyn CutSet>>>,
+    cut_ended: Instant,
+    updates: watch::Sender<SettleState>,
+) {
+    // Others may be admitted now: from here on it is the storage's own pace.
+    common._admitted = None;
+    let updates = Arc::new(updates);
+    let progress = Arc::clone(&updates);
+    let mut record = common.draft.clone();
+    let settled = tokio::task::spawn_blocking(move || {
+        let result = settle_parts(parts, &mut record, cut_ended, &progress);
+        (record, result)
+    })
+    .await;
+    let state = match settled {
+        Ok((record, Ok(()))) => {
+            common.draft = record;
+            finish(&common, Phase::Ready).await
+        }
+        Ok((record, Err(error))) => {
+            common.draft = record;
+            let told = errors::of_driver(common.draft.vm.as_str(), "make the snapshot durable", &error);
+            // A cancelled one is picked up by recover, as after a crash.
+            if error.kind != Kind::Cancelled {
+                common.draft.state = State::Failed;
+                finish(&common, Phase::Failed).await;
+            }
+            SettleState::Failed(told)
+        }
+        Err(_) => SettleState::Failed(WireError::new(ErrorCode::Internal, "the storage driver panicked")),
+    };
+    drop(common);
+    updates.send_replace(state);
+}
+
+/// Settles and seals every part. The longest part is its store's copying; sealing is quick.
+fn settle_parts(
+    mut parts: Vec<Part<Box<dyn CutSet>>>,
+    record: &mut SnapshotRecord,
+    cut_ended: Instant,
+    updates: &watch::Sender<SettleState>,
+) -> Result<(), DriverError> {
+    let totals: Vec<u64> =
+        parts.iter().map(|part| part.stage.volumes().iter().map(|volume| volume.size_bytes).sum()).collect();
+    let total_bytes: u64 = totals.iter().sum();
+    let mut before = 0;
+    for index in 0..parts.len() {
+        let mut tell = |progress: drivers::Progress| {
+            // A driver's own total may be smaller than the volumes' (it skips holes): scale.
+            let part = u128::from(totals[index]) * u128::from(progress.done_bytes)
+                / u128::from(progress.total_bytes.max(1));
+            let part = u64::try_from(part).unwrap_or(u64::MAX).min(totals[index]);
+            updates.send_replace(SettleState::Running(Progress { done_bytes: before + part, total_bytes }));
+            Continue::Yes
+        };
+        if let Err(error) = parts[index].stage.settle(&mut tell) {
+            return Err(abandon_all(parts, error));
+        }
+        before += totals[index];
+    }
+    record.state = State::Ready;
+    record.timing.settle_us = u64::try_from(cut_ended.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let manifest = manifest::write(record);
+    while let Some(part) = parts.pop() {
+        if let Err(error) = part.stage.seal(&manifest) {
+            return Err(abandon_all(parts, error));
+        }
+    }
+    Ok(())
+}
+
+fn abandon_all(parts: Vec<Part<Box<dyn CutSet>>>, error: DriverError) -> DriverError {
+    if error.kind == Kind::Cancelled {
+        return error;
+    }
+    parts.into_iter().fold(error, |error, part| {
+        let undone = part.stage.abandon();
+        if error.undo_failed.is_some() { error } else { error.after_undo(undone) }
+    })
+}
+
+async fn finish(common: &Common, phase: Phase) -> SettleState {
+    let record = common.draft.clone();
+    match common.service.catalog(move |catalog| catalog.record(&record, phase)).await {
+        Ok(()) => SettleState::Ready(Box::new(common.draft.clone())),
+        // The storage has it, with its manifest: reconcile brings the catalog up to date.
+        Err(error) => SettleState::Failed(error),
+    }
+}

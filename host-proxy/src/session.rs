@@ -1,0 +1,368 @@
+//! One conversation with a guest: hostile from its first byte. It has at most one snapshot under
+//! way, every wait has a limit, and however it ends nothing is left half done.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use protocol::message::{Conclude, Cut, Hello, List, Prepare, Progress, Reply, Request, Welcome};
+use protocol::text::{Name, SnapshotRef};
+use protocol::{ErrorCode, SnapshotId, SnapshotRecord, Ticket, VERSIONS, VmUuid, WireError};
+
+use crate::audit::{Decision, Event};
+use crate::config::Vm;
+use crate::policy::{self, Asker};
+use crate::service::{CutOperation, Operation, Outcome, Service, SettleState, Settling, now};
+use crate::transport::{self, Stream, TransportError};
+
+/// How soon after connecting `Hello` must come.
+const HELLO_LIMIT: Duration = Duration::from_secs(5);
+/// How long a conversation may be silent when nothing is under way.
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
+/// How long after the cut the guest may take to thaw and conclude.
+const CONCLUDE_LIMIT: Duration = Duration::from_secs(60);
+/// What a refusal costs its asker, so that a guest that tries in a loop can't fill the audit log.
+const REFUSAL_PAUSE: Duration = Duration::from_millis(50);
+
+/// Who is at the other end, by what the host itself knows.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// The virtual machine.
+    pub vm: VmUuid,
+    /// How it came, for the log: `vsock:42:1023` or `unix:/run/vm/db1.vsock_989`.
+    pub via: String,
+}
+
+/// What is under way in a conversation.
+enum Stage {
+    Idle,
+    Prepared(Box<Operation>),
+    /// The lease ended; the guest may not know yet.
+    Expired(Ticket),
+    Cut(Box<CutOperation>),
+}
+
+/// Holds one conversation, from `Hello` to its end.
+pub async fn run(service: Arc<Service>, peer: Peer, mut stream: impl Stream) {
+    let mut session = Session { service, peer, stage: Stage::Idle };
+    if let Err(error) = session.converse(&mut stream).await {
+        match &error {
+            TransportError::Closed | TransportError::Silent(_) => {}
+            _ => {
+                tracing::warn!(via = %session.peer.via, "conversation ended: {}", crate::service::chain(&error))
+            }
+        }
+        if error.is_malformed() {
+            let told = Reply::Error(
+                WireError::new(ErrorCode::Malformed, "these bytes are no message of this protocol")
+                    .hint("update hostsnap in the guest or hostsnapd on the host to the same version"),
+            );
+            // The guest may be gone; there is nobody else to tell.
+            let _ = transport::send(&mut stream, &told).await;
+        }
+    }
+    session.end().await;
+}
+
+struct Session {
+    service: Arc<Service>,
+    peer: Peer,
+    stage: Stage,
+}
+
+type Answer = Result<Reply, WireError>;
+
+impl Session {
+    async fn converse(&mut self, stream: &mut impl Stream) -> Result<(), TransportError> {
+        let hello = match transport::receive(stream, HELLO_LIMIT).await? {
+            Request::Hello(hello) => hello,
+            _ => return self.refuse(stream, out_of_order("Hello comes first")).await,
+        };
+        match self.welcome(&hello) {
+            Ok(welcome) => transport::send(stream, &Reply::Hello(welcome)).await?,
+            Err(error) => return self.refuse(stream, error).await,
+        }
+        loop {
+            match transport::receive(stream, self.wait_limit()).await {
+                Ok(request) => self.answer(stream, request).await?,
+                Err(TransportError::Silent(_)) if self.give_up_waiting().await => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn refuse(&self, stream: &mut impl Stream, error: WireError) -> Result<(), TransportError> {
+        tokio::time::sleep(REFUSAL_PAUSE).await;
+        transport::send(stream, &Reply::Error(error)).await
+    }
+
+    fn welcome(&self, hello: &Hello) -> Result<Welcome, WireError> {
+        let version = VERSIONS.agree(hello.versions).ok_or_else(|| {
+            WireError::new(
+                ErrorCode::UnsupportedVersion,
+                format!(
+                    "the agent speaks the protocol versions {} to {}, this host {} to {}",
+                    hello.versions.min, hello.versions.max, VERSIONS.min, VERSIONS.max
+                ),
+            )
+            .hint("update the older side")
+        })?;
+        let vm = self.vm()?;
+        // The configuration knows the machine by its link. A guest that says it is another machine
+        // shows that the link was given to a new one: CIDs are reused.
+        if let Some(said) = hello.vm_uuid.filter(|said| *said != vm.uuid) {
+            let error = WireError::new(
+                ErrorCode::Refused,
+                format!(
+                    "the host knows this link as {} with the UUID {}, but this machine's is {said}",
+                    vm.name, vm.uuid
+                ),
+            )
+            .hint("the host's administrator corrects the uuid, or the cid, of this [[vm]]");
+            self.note("hello", &vm, None, Err(&error), Instant::now());
+            return Err(error);
+        }
+        Ok(Welcome { version, host_version: own_version(), vm: vm.name })
+    }
+
+    /// The machine as it is configured now.
+    fn vm(&self) -> Result<Vm, WireError> {
+        self.service.world().vm(self.peer.vm).cloned().ok_or_else(|| {
+            WireError::new(ErrorCode::Refused, "this virtual machine is no longer configured on the host")
+        })
+    }
+
+    fn wait_limit(&self) -> Duration {
+        match &self.stage {
+            Stage::Idle | Stage::Expired(_) => IDLE_LIMIT,
+            Stage::Prepared(operation) => operation.lease_left(),
+            Stage::Cut(_) => CONCLUDE_LIMIT,
+        }
+    }
+
+    /// Nothing came in time. Whether the conversation goes on.
+    async fn give_up_waiting(&mut self) -> bool {
+        match std::mem::replace(&mut self.stage, Stage::Idle) {
+            Stage::Idle | Stage::Expired(_) => false,
+            Stage::Prepared(operation) => {
+                self.stage = Stage::Expired(operation.prepared().ticket);
+                operation.abandon().await;
+                true
+            }
+            stage @ Stage::Cut(_) => {
+                self.stage = stage;
+                self.end().await;
+                true
+            }
+        }
+    }
+
+    /// Leaves nothing half done.
+    async fn end(&mut self) {
+        match std::mem::replace(&mut self.stage, Stage::Idle) {
+            Stage::Idle | Stage::Expired(_) => {}
+            Stage::Prepared(operation) => operation.abandon().await,
+            Stage::Cut(cut) => {
+                let began = Instant::now();
+                let concluded = cut.conclude(None).await;
+                if let Ok(vm) = self.vm() {
+                    let outcome = concluded.map(Settling::into_record);
+                    self.note("conclude", &vm, None, outcome.as_deref().map(|record| record.id), began);
+                }
+            }
+        }
+    }
+
+    async fn answer(&mut self, stream: &mut impl Stream, request: Request) -> Result<(), TransportError> {
+        let reply = match request {
+            Request::Hello(_) => Err(out_of_order("Hello was said before")),
+            Request::Ping(number) => Ok(Reply::Pong(number)),
+            Request::Disks => self.disks().await,
+            Request::Prepare(prepare) => self.prepare(&prepare).await,
+            Request::Cut(cut) => self.cut(cut).await,
+            Request::Conclude(conclude) => self.conclude(stream, conclude).await?,
+            Request::Abort(ticket) => self.abort(ticket).await,
+            Request::List(list) => self.list(list).await,
+            Request::Get(reference) => self.get(reference).await,
+            Request::Delete(id) => self.delete(id).await,
+        };
+        match reply {
+            Ok(reply) => transport::send(stream, &reply).await,
+            Err(error) => self.refuse(stream, error).await,
+        }
+    }
+
+    async fn disks(&self) -> Answer {
+        let vm = self.vm()?;
+        policy::read(Asker::Guest, &vm)?;
+        let disks = self.service.disks(&vm).await;
+        Ok(Reply::Disks(disks.try_into().map_err(|error: protocol::bounded::TooMany| {
+            WireError::new(ErrorCode::Internal, error.to_string())
+        })?))
+    }
+
+    async fn prepare(&mut self, prepare: &Prepare) -> Answer {
+        if !matches!(self.stage, Stage::Idle | Stage::Expired(_)) {
+            return Err(out_of_order("a snapshot is under way in this conversation already"));
+        }
+        let began = Instant::now();
+        let vm = self.vm()?;
+        let outcome = self.service.prepare(Asker::Guest, &vm, prepare).await;
+        let id = SnapshotId::derive(vm.uuid, prepare.request);
+        self.note("prepare", &vm, Some(prepare), outcome.as_ref().map(|_| id), began);
+        Ok(match outcome? {
+            Outcome::Ready(operation) => {
+                let prepared = operation.prepared();
+                self.stage = Stage::Prepared(operation);
+                Reply::Prepared(prepared)
+            }
+            Outcome::Existing(record) => Reply::Existing(record),
+            Outcome::Planned(planned) => Reply::Planned(planned),
+        })
+    }
+
+    async fn cut(&mut self, cut: Cut) -> Answer {
+        match std::mem::replace(&mut self.stage, Stage::Idle) {
+            Stage::Prepared(operation) if operation.has_ticket(cut.ticket) => {
+                let done = operation.cut(Duration::from_micros(cut.within_us)).await?;
+                let reply = Reply::CutDone(done.done());
+                self.stage = Stage::Cut(Box::new(done));
+                Ok(reply)
+            }
+            Stage::Expired(ticket) if ticket == cut.ticket => Err(WireError::new(
+                ErrorCode::LeaseExpired,
+                "the lease ended before the cut was asked for; nothing was cut",
+            )
+            .hint("hooks or flushing took too long: make them faster, or raise --freeze-timeout")),
+            stage => {
+                self.stage = stage;
+                Err(out_of_order("there is nothing to cut under this ticket"))
+            }
+        }
+    }
+
+    /// Answers with progress until the snapshot is durable, if the guest wants to wait.
+    async fn conclude(
+        &mut self,
+        stream: &mut impl Stream,
+        conclude: Conclude,
+    ) -> Result<Answer, TransportError> {
+        let cut = match std::mem::replace(&mut self.stage, Stage::Idle) {
+            Stage::Cut(cut) if cut.has_ticket(conclude.ticket) => cut,
+            stage => {
+                self.stage = stage;
+                return Ok(Err(out_of_order("there is nothing to conclude under this ticket")));
+            }
+        };
+        let began = Instant::now();
+        let concluded = cut.conclude(Some((conclude.evidence, conclude.timing))).await;
+        let outcome = match concluded {
+            Ok(settling) if conclude.wait => wait(stream, settling).await?,
+            Ok(settling) => Ok(settling.into_record()),
+            Err(error) => Err(error),
+        };
+        if let Ok(vm) = self.vm() {
+            self.note("conclude", &vm, None, outcome.as_deref().map(|record| record.id), began);
+        }
+        Ok(outcome.map(Reply::Snapshot))
+    }
+
+    async fn abort(&mut self, ticket: Ticket) -> Answer {
+        match std::mem::replace(&mut self.stage, Stage::Idle) {
+            Stage::Prepared(operation) if operation.has_ticket(ticket) => {
+                operation.abandon().await;
+                Ok(Reply::Aborted)
+            }
+            Stage::Expired(expired) if expired == ticket => Ok(Reply::Aborted),
+            stage => {
+                self.stage = stage;
+                Err(out_of_order("there is nothing to abort under this ticket"))
+            }
+        }
+    }
+
+    async fn list(&self, list: List) -> Answer {
+        let scope = policy::read(Asker::Guest, &self.vm()?)?;
+        Ok(Reply::Snapshots(self.service.list(&scope, list).await?))
+    }
+
+    async fn get(&self, reference: SnapshotRef) -> Answer {
+        let scope = policy::read(Asker::Guest, &self.vm()?)?;
+        Ok(Reply::Snapshot(Box::new(self.service.get(&scope, reference).await?)))
+    }
+
+    async fn delete(&self, id: SnapshotId) -> Answer {
+        let began = Instant::now();
+        let vm = self.vm()?;
+        let outcome = self.delete_allowed(&vm, id).await;
+        self.note("delete", &vm, None, outcome.as_ref().map(|_| id), began);
+        outcome.map(Reply::Deleted)
+    }
+
+    async fn delete_allowed(
+        &self,
+        vm: &Vm,
+        id: SnapshotId,
+    ) -> Result<protocol::message::DeleteOutcome, WireError> {
+        let scope = policy::read(Asker::Guest, vm)?;
+        let reference = id.to_string().parse().expect("an identifier is a valid reference");
+        let record: SnapshotRecord = self.service.get(&scope, reference).await?;
+        self.service.delete(policy::delete(vm, &record, now())?).await
+    }
+
+    fn note(
+        &self,
+        verb: &'static str,
+        vm: &Vm,
+        prepare: Option<&Prepare>,
+        outcome: Result<SnapshotId, &WireError>,
+        began: Instant,
+    ) {
+        let disks = prepare.map(|prepare| prepare.disks.iter().map(|disk| disk.serial.clone()).collect());
+        self.service.audit().note(&Event {
+            verb,
+            vm: Some(&vm.name),
+            vm_uuid: Some(vm.uuid),
+            peer: &self.peer.via,
+            disks: disks.unwrap_or_default(),
+            snapshot: outcome.ok(),
+            decision: match outcome {
+                Ok(_) => Decision::Done,
+                Err(error) => Decision::of(error.code),
+            },
+            error: outcome.err(),
+            took: began.elapsed(),
+        });
+    }
+}
+
+async fn wait(
+    stream: &mut impl Stream,
+    mut settling: Settling,
+) -> Result<Result<Box<SnapshotRecord>, WireError>, TransportError> {
+    /// How often the guest hears of progress.
+    const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+    let mut told = Instant::now();
+    loop {
+        match settling.next().await {
+            Some(SettleState::Running(Progress { done_bytes, total_bytes })) => {
+                if told.elapsed() >= PROGRESS_EVERY {
+                    told = Instant::now();
+                    let progress = Progress { done_bytes, total_bytes };
+                    transport::send(stream, &Reply::Progress(progress)).await?;
+                }
+            }
+            Some(SettleState::Ready(record)) => return Ok(Ok(record)),
+            Some(SettleState::Failed(error)) => return Ok(Err(error)),
+            None => return Ok(Err(WireError::new(ErrorCode::Internal, "settling the snapshot stopped"))),
+        }
+    }
+}
+
+fn out_of_order(what: &str) -> WireError {
+    WireError::new(ErrorCode::OutOfOrder, what)
+}
+
+/// This program's version, as it says it in `Hello`.
+pub fn own_version() -> Name {
+    env!("CARGO_PKG_VERSION").parse().expect("a version is a valid name")
+}
