@@ -1,18 +1,34 @@
 //! What the host knows of its snapshots: a small database that survives power loss. Losing it loses
 //! nothing, since every snapshot carries its manifest; see `service::reconcile`.
 //!
-//! The whole record is kept as JSON; what is searched for stands beside it in columns.
+//! | module | idea |
+//! |---|---|
+//! | this one | the life of an entry: intent → settling → ready, and → deleting → gone |
+//! | `query` | find, list, usage |
+//! | `row` | between an entry and its row |
+//! | `schema` | the file, its settings, its migrations |
+//! | `error` | why it could not be used |
+//!
+//! There is one writer, the service, which keeps two workers off one snapshot; the catalog keeps its
+//! own entries whole whatever they do.
 
+mod error;
+mod query;
+mod row;
 mod schema;
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
-use protocol::message::List;
-use protocol::record::{State, UnixMillis};
-use protocol::text::SnapshotRef;
-use protocol::{SnapshotId, SnapshotRecord, VmUuid};
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use protocol::record::UnixMillis;
+use protocol::{SnapshotId, SnapshotRecord};
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
+use rusqlite::{Connection, OptionalExtension, params};
+
+pub use error::{CatalogError, FindError};
+use row::{RECORD_VERSION, bytes_of, json, key, moment, read};
 
 /// How far a snapshot is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -43,6 +59,13 @@ impl Phase {
     }
 }
 
+impl FromSql for Phase {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let word = value.as_str()?;
+        Self::ALL.into_iter().find(|phase| phase.as_str() == word).ok_or(FromSqlError::InvalidType)
+    }
+}
+
 /// One snapshot as the catalog has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -70,83 +93,43 @@ pub struct Usage {
     pub snapshots: u64,
     /// Bytes of disks in them, each counted whole.
     pub bytes: u64,
-    /// Of these, begun in the last hour.
+    /// Begun in the last hour, those that are gone again included.
     pub created_last_hour: u64,
 }
 
-/// The catalog could not be used.
-#[derive(Debug, thiserror::Error)]
-pub enum CatalogError {
-    /// It can't be opened.
-    #[error("open the catalog {}", path.display())]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: rusqlite::Error,
-    },
-    /// It is damaged.
-    #[error(
-        "the catalog {} is damaged ({report}); move it away and start hostsnapd again: \
-         it is rebuilt from the storage",
-        path.display()
-    )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite's quick_check says.
-        report: String,
-    },
-    /// A newer hostsnapd wrote it.
-    #[error("the catalog has schema {found}, and this hostsnapd knows up to {known}: update it")]
-    TooNew {
-        /// Its schema.
-        found: i64,
-        /// Ours.
-        known: i64,
-    },
-    /// A statement failed.
-    #[error("use the catalog")]
-    Sql(#[from] rusqlite::Error),
-    /// A record in it can't be read.
-    #[error("read a record of the catalog")]
-    Record(#[from] serde_json::Error),
-}
-
-/// Why a reference names no snapshot.
-#[derive(Debug, thiserror::Error)]
-pub enum FindError {
-    /// There is none.
-    #[error("there is no such snapshot")]
-    NotFound,
-    /// There are several.
-    #[error("several snapshots begin so")]
-    Ambiguous {
-        /// Some of them.
-        candidates: Vec<SnapshotId>,
-    },
-    /// The catalog failed.
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-}
-
-impl From<rusqlite::Error> for FindError {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Catalog(error.into())
-    }
-}
-
-/// The catalog. Calls block; when one returns, what it wrote is durable.
+/// The catalog. Calls block; when one returns, what it wrote is durable. One that fails has changed
+/// nothing.
 pub struct Catalog(Mutex<Connection>);
 
-/// Which phases a user sees.
-const VISIBLE: &str = "phase IN ('settling', 'ready', 'failed')";
-
 impl Catalog {
-    /// Opens the file, makes it if there is none, and brings its schema up to date.
+    /// Opens the file, makes it if there is none, and brings its schema up to date. A damaged file,
+    /// or one of a newer hostsnapd, is refused and left as it is.
     pub fn open(path: &Path) -> Result<Self, CatalogError> {
         schema::open(path).map(|connection| Self(Mutex::new(connection)))
+    }
+
+    /// Moves a catalog that nobody has open out of the way, with the files that belong to it, and
+    /// says where it is now. The next start makes a new one from the storage. `None` if there is no
+    /// catalog.
+    pub fn set_aside(path: &Path, now: UnixMillis) -> Result<Option<PathBuf>, CatalogError> {
+        let suffixed = |path: &Path, suffix: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        let aside = suffixed(path, &format!(".set-aside-{}", now.0));
+        let moved = |suffix: &str| {
+            let from = suffixed(path, suffix);
+            match fs::rename(&from, suffixed(&aside, suffix)) {
+                Ok(()) => Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                Err(source) => Err(CatalogError::File { doing: "move away the catalog", path: from, source }),
+            }
+        };
+        // The log first: a database must never be opened without the log that belongs to it.
+        moved("-wal")?;
+        moved("-shm")?;
+        Ok(moved("")?.then_some(aside))
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
@@ -164,8 +147,9 @@ impl Catalog {
             return Ok(Begun::Existing(Box::new(entry?)));
         }
         transaction.execute(
-            "INSERT INTO snapshots (id, vm_uuid, phase, created_at, bytes, digest, record)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO snapshots
+                (id, vm_uuid, phase, created_at, bytes, digest, record, locked_until, record_version)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             params![
                 key(record.id),
                 record.vm_uuid.to_string(),
@@ -173,29 +157,32 @@ impl Catalog {
                 moment(record.created_at),
                 bytes_of(record),
                 digest,
-                serde_json::to_string(record)?,
+                json(record),
+                record.locked_until.map(moment),
+                RECORD_VERSION,
             ],
         )?;
         transaction.commit()?;
         Ok(Begun::New)
     }
 
-    /// Replaces what is known of a snapshot and says how far it is.
+    /// Replaces what is known of a snapshot and says how far it is. Its lock stays as
+    /// [`Catalog::set_lock`] left it. What is being deleted can't be revived so.
     pub fn record(&self, record: &SnapshotRecord, phase: Phase) -> Result<(), CatalogError> {
         let changed = self.connection().execute(
-            "UPDATE snapshots SET phase = ?2, created_at = ?3, bytes = ?4, record = ?5 WHERE id = ?1",
+            "UPDATE snapshots
+             SET phase = ?2, created_at = ?3, bytes = ?4, record = ?5, record_version = ?6
+             WHERE id = ?1 AND phase <> 'deleting'",
             params![
                 key(record.id),
                 phase.as_str(),
                 moment(record.created_at),
                 bytes_of(record),
-                serde_json::to_string(record)?,
+                json(record),
+                RECORD_VERSION,
             ],
         )?;
-        match changed {
-            1 => Ok(()),
-            _ => Err(rusqlite::Error::QueryReturnedNoRows.into()),
-        }
+        if changed == 0 { Err(CatalogError::NotThere(record.id)) } else { Ok(()) }
     }
 
     /// Nothing came of an intent. `false` if there is none.
@@ -213,135 +200,30 @@ impl Catalog {
         Ok(marked > 0)
     }
 
+    /// Takes [`Catalog::begin_delete`] back: the storage refused and has the snapshot as it was.
+    /// `phase` is what it had been. `false` if it was not being removed.
+    pub fn cancel_delete(&self, id: SnapshotId, phase: Phase) -> Result<bool, CatalogError> {
+        let kept = self.connection().execute(
+            "UPDATE snapshots SET phase = ?2 WHERE id = ?1 AND phase = 'deleting'",
+            params![key(id), phase.as_str()],
+        )?;
+        Ok(kept > 0)
+    }
+
     /// Forgets a snapshot that is gone from the storage. `false` if there is none.
     pub fn remove(&self, id: SnapshotId) -> Result<bool, CatalogError> {
         Ok(self.connection().execute("DELETE FROM snapshots WHERE id = ?1", [key(id)])? > 0)
     }
 
-    /// One snapshot, in whatever phase.
-    pub fn get(&self, id: SnapshotId) -> Result<Option<Entry>, CatalogError> {
-        self.connection()
-            .query_row("SELECT * FROM snapshots WHERE id = ?1", [key(id)], read)
-            .optional()?
-            .transpose()
-    }
-
-    /// The snapshot that a user names; `vm` of `None` is every machine.
-    pub fn find(&self, vm: Option<VmUuid>, reference: &SnapshotRef) -> Result<Entry, FindError> {
-        let connection = self.connection();
-        let vm = vm.map(|vm| vm.to_string());
-        let (condition, prefix, limit) = match reference.as_str() {
-            "latest" => ("?2 = ''", String::new(), 1),
-            text => ("substr(id, 1, length(?2)) = ?2", text.replace('-', "").to_ascii_lowercase(), 6),
-        };
-        let mut statement = connection.prepare(&format!(
-            "SELECT * FROM snapshots WHERE (?1 IS NULL OR vm_uuid = ?1) AND {VISIBLE} AND {condition}
-             ORDER BY created_at DESC, id LIMIT {limit}"
-        ))?;
-        let mut entries = statement
-            .query_map(params![vm, prefix], read)?
-            .map(|row| row?.map_err(FindError::from))
-            .collect::<Result<Vec<_>, _>>()?;
-        match entries.len() {
-            0 => Err(FindError::NotFound),
-            1 => Ok(entries.remove(0)),
-            _ => Err(FindError::Ambiguous {
-                candidates: entries.iter().take(5).map(|entry| entry.record.id).collect(),
-            }),
-        }
-    }
-
-    /// Snapshots, newest first; at most `filter.limit`, those behind `filter.after`.
-    pub fn list(&self, vm: Option<VmUuid>, filter: &List) -> Result<Vec<Entry>, CatalogError> {
-        let connection = self.connection();
-        let after = filter.after.map(key);
-        let mut statement = connection.prepare(&format!(
-            "SELECT * FROM snapshots WHERE (?1 IS NULL OR vm_uuid = ?1) AND {VISIBLE}
-             AND (?2 IS NULL OR (created_at, id) <
-                 (SELECT created_at, id FROM snapshots WHERE id = ?2))
-             ORDER BY created_at DESC, id DESC"
-        ))?;
-        let mut rows = statement.query(params![vm.map(|vm| vm.to_string()), after])?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next()? {
-            if found.len() >= usize::from(filter.limit) {
-                break;
-            }
-            let entry = read(row)??;
-            if matches(&entry.record, filter) {
-                found.push(entry);
-            }
-        }
-        Ok(found)
-    }
-
-    /// What a stop of the service may have left: intents, settling, being deleted.
-    pub fn unfinished(&self) -> Result<Vec<Entry>, CatalogError> {
-        self.select("WHERE phase IN ('intent', 'settling', 'deleting')")
-    }
-
-    /// Every entry.
-    pub fn all(&self) -> Result<Vec<Entry>, CatalogError> {
-        self.select("")
-    }
-
-    fn select(&self, condition: &str) -> Result<Vec<Entry>, CatalogError> {
-        let connection = self.connection();
-        let mut statement =
-            connection.prepare(&format!("SELECT * FROM snapshots {condition} ORDER BY created_at"))?;
-        statement.query_map([], read)?.map(|row| row?).collect()
-    }
-
-    /// How much a virtual machine has.
-    pub fn usage(&self, vm: VmUuid, now: UnixMillis) -> Result<Usage, CatalogError> {
-        let hour_ago = moment(UnixMillis(now.0.saturating_sub(3_600_000)));
-        let usage = self.connection().query_row(
-            "SELECT count(*), coalesce(sum(bytes), 0), coalesce(sum(created_at > ?2), 0)
-             FROM snapshots WHERE vm_uuid = ?1 AND phase <> 'failed'",
-            params![vm.to_string(), hour_ago],
-            |row| {
-                let count = |index| row.get::<_, i64>(index).map(|n| u64::try_from(n).unwrap_or(0));
-                Ok(Usage { snapshots: count(0)?, bytes: count(1)?, created_last_hour: count(2)? })
-            },
+    /// Locks a snapshot until a moment, or unlocks it. `false` if there is none, or it is being
+    /// removed.
+    pub fn set_lock(&self, id: SnapshotId, until: Option<UnixMillis>) -> Result<bool, CatalogError> {
+        let changed = self.connection().execute(
+            "UPDATE snapshots SET locked_until = ?2 WHERE id = ?1 AND phase <> 'deleting'",
+            params![key(id), until.map(moment)],
         )?;
-        Ok(usage)
+        Ok(changed > 0)
     }
-}
-
-fn matches(record: &SnapshotRecord, filter: &List) -> bool {
-    let holds = |wanted: &protocol::DiskSerial| record.disks.iter().any(|disk| disk.serial.same_disk(wanted));
-    record.labels.contains(&filter.labels)
-        && filter.disk.as_ref().is_none_or(holds)
-        && filter.state.is_none_or(|state| record.state == state)
-}
-
-/// Identifiers are kept without dashes, so that a prefix can leave them out.
-fn key(id: SnapshotId) -> String {
-    id.as_uuid().simple().to_string()
-}
-
-/// SQLite's integers are signed.
-fn moment(at: UnixMillis) -> i64 {
-    i64::try_from(at.0).unwrap_or(i64::MAX)
-}
-
-fn bytes_of(record: &SnapshotRecord) -> i64 {
-    let sum = record.disks.iter().fold(0u64, |sum, disk| sum.saturating_add(disk.size_bytes));
-    // Half of the range, so that a sum of two does not overflow SQLite's.
-    i64::try_from(sum).unwrap_or(i64::MAX).min(i64::MAX / 1024)
-}
-
-fn read(row: &Row<'_>) -> rusqlite::Result<Result<Entry, CatalogError>> {
-    let phase: String = row.get("phase")?;
-    let digest: [u8; 16] = row.get("digest")?;
-    let record: String = row.get("record")?;
-    let phase = Phase::ALL.into_iter().find(|known| known.as_str() == phase).unwrap_or(Phase::Failed);
-    Ok(serde_json::from_str(&record).map_err(CatalogError::from).map(|mut record: SnapshotRecord| {
-        if phase == Phase::Failed {
-            record.state = State::Failed;
-        }
-        Entry { record, phase, digest }
-    }))
 }
 
 #[cfg(test)]

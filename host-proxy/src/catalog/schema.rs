@@ -1,7 +1,7 @@
 //! The catalog's file: its settings, its schema and how it came to be.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,57 +11,107 @@ use rusqlite_migration::{M, Migrations};
 use super::CatalogError;
 
 /// Migrations are only ever appended: `PRAGMA user_version` counts those that were applied.
-const STEPS: &[M<'_>] = &[M::up(
-    "CREATE TABLE snapshots (
-        id          TEXT PRIMARY KEY,   -- 32 hexadecimal digits
-        vm_uuid     TEXT NOT NULL,
-        phase       TEXT NOT NULL CHECK (phase IN ('intent', 'settling', 'ready', 'failed', 'deleting')),
-        created_at  INTEGER NOT NULL,   -- milliseconds since 1970
-        bytes       INTEGER NOT NULL,   -- of all its disks
-        digest      BLOB NOT NULL,      -- of what was asked for
-        record      TEXT NOT NULL       -- SnapshotRecord as JSON
-    ) STRICT;
-    CREATE INDEX snapshots_by_vm ON snapshots (vm_uuid, created_at DESC);",
-)];
+const STEPS: &[M<'_>] = &[
+    M::up(
+        "CREATE TABLE snapshots (
+            id          TEXT PRIMARY KEY,   -- 32 hexadecimal digits
+            vm_uuid     TEXT NOT NULL,
+            phase       TEXT NOT NULL CHECK (phase IN ('intent', 'settling', 'ready', 'failed', 'deleting')),
+            created_at  INTEGER NOT NULL,   -- milliseconds since 1970
+            bytes       INTEGER NOT NULL,   -- of all its disks
+            digest      BLOB NOT NULL,      -- of what was asked for
+            record      TEXT NOT NULL       -- SnapshotRecord as JSON
+        ) STRICT;
+        CREATE INDEX snapshots_by_vm ON snapshots (vm_uuid, created_at DESC);",
+    ),
+    // The lock has a column of its own, so that a record that settles meanwhile does not undo it.
+    // `gone` remembers for an hour what was removed: a guest that deletes what it makes has made it
+    // all the same, and a list goes on behind a snapshot that was removed between two pages.
+    M::up(
+        "ALTER TABLE snapshots ADD COLUMN locked_until INTEGER;
+        UPDATE snapshots SET locked_until = json_extract(record, '$.locked_until');
+        ALTER TABLE snapshots ADD COLUMN record_version INTEGER NOT NULL DEFAULT 1;
+        CREATE TABLE gone (
+            id          TEXT NOT NULL,
+            vm_uuid     TEXT NOT NULL,
+            created_at  INTEGER NOT NULL,
+            gone_at     INTEGER NOT NULL    -- seconds since 1970
+        ) STRICT;
+        CREATE INDEX gone_by_id ON gone (id);
+        CREATE INDEX gone_by_vm ON gone (vm_uuid, created_at);
+        CREATE INDEX gone_by_time ON gone (gone_at);
+        CREATE TRIGGER remember_gone AFTER DELETE ON snapshots BEGIN
+            DELETE FROM gone
+                WHERE gone_at NOT BETWEEN unixepoch() - 3600 AND unixepoch() + 60
+                OR rowid <= (SELECT max(rowid) FROM gone) - 20000;
+            INSERT INTO gone (id, vm_uuid, created_at, gone_at)
+                VALUES (old.id, old.vm_uuid, old.created_at, unixepoch());
+        END;",
+    ),
+];
 
 const MIGRATIONS: Migrations<'_> = Migrations::from_slice(STEPS);
 
 pub(super) fn open(path: &Path) -> Result<Connection, CatalogError> {
-    // SQLite gives its -wal and -shm files the mode of the file itself.
-    let made = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
-    let failed = |source| CatalogError::Open { path: path.to_owned(), source };
-    made.map_err(|error| failed(rusqlite::Error::ToSqlConversionFailure(Box::new(error))))?;
-    let mut connection = Connection::open(path).map_err(failed)?;
-    settle_in(&mut connection).map_err(|error| match error {
+    // Also for a file that is there already. SQLite gives its -wal and -shm files the same mode.
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|file| file.set_permissions(Permissions::from_mode(0o600)))
+        .map_err(|source| CatalogError::File { doing: "make the catalog", path: path.to_owned(), source })?;
+    let open = || {
+        let mut connection = Connection::open(path)?;
+        settle_in(&mut connection, path)?;
+        Ok(connection)
+    };
+    open().map_err(|error| match error {
         CatalogError::Sql(source) if is_damage(&source) => {
             CatalogError::Damaged { path: path.to_owned(), report: source.to_string() }
         }
-        CatalogError::Damaged { report, .. } => CatalogError::Damaged { path: path.to_owned(), report },
+        CatalogError::Sql(source) => CatalogError::Open { path: path.to_owned(), source },
         other => other,
-    })?;
-    Ok(connection)
+    })
 }
 
-fn settle_in(connection: &mut Connection) -> Result<(), CatalogError> {
+fn settle_in(connection: &mut Connection, path: &Path) -> Result<(), CatalogError> {
     connection.busy_timeout(Duration::from_secs(5))?;
-    // WAL with FULL: a commit is synced before it returns (sqlite.org/pragma.html#pragma_synchronous).
-    connection.pragma_update(None, "journal_mode", "wal")?;
-    connection.pragma_update(None, "synchronous", "full")?;
-    let report: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-    if report != "ok" {
-        return Err(CatalogError::Damaged { path: Default::default(), report });
-    }
     let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let known = i64::try_from(STEPS.len()).expect("few migrations");
     if found > known {
-        return Err(CatalogError::TooNew { found, known });
+        return Err(CatalogError::TooNew { path: path.to_owned(), found, known });
     }
-    MIGRATIONS
-        .to_latest(connection)
-        .map_err(|error| CatalogError::Sql(rusqlite::Error::ToSqlConversionFailure(Box::new(error))))
+    if let Some(report) = check(connection, "quick_check")?.into_iter().next() {
+        return Err(CatalogError::Damaged { path: path.to_owned(), report });
+    }
+    // WAL with FULL: a commit is synced before it returns (sqlite.org/pragma.html#pragma_synchronous).
+    connection.pragma_update(None, "journal_mode", "wal")?;
+    connection.pragma_update(None, "synchronous", "full")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    MIGRATIONS.to_latest(connection).map_err(|source| CatalogError::Migrate { path: path.to_owned(), source })
+}
+
+/// What SQLite's `quick_check` or `integrity_check` finds wrong; nothing if all is well.
+pub(super) fn check(connection: &Connection, pragma: &str) -> rusqlite::Result<Vec<String>> {
+    let mut statement = connection.prepare(&format!("PRAGMA {pragma}(20)"))?;
+    let mut lines =
+        statement.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+    lines.retain(|line| line != "ok");
+    Ok(lines)
 }
 
 fn is_damage(error: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
     matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::MIGRATIONS;
+
+    #[test]
+    fn every_migration_is_valid_sql() {
+        MIGRATIONS.validate().unwrap();
+    }
 }

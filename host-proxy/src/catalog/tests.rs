@@ -1,9 +1,13 @@
 //! The catalog's promises.
 
+mod file;
+mod model;
+
 use protocol::evidence::CutEvidence;
-use protocol::record::{DiskRecord, Timing};
-use protocol::text::{Labels, Line};
-use protocol::{Consistency, RequestId};
+use protocol::message::List;
+use protocol::record::{DiskRecord, State, Timing};
+use protocol::text::{Labels, Line, SnapshotRef};
+use protocol::{Consistency, RequestId, VmUuid};
 use uuid::Uuid;
 
 use super::*;
@@ -12,7 +16,7 @@ fn vm(n: u128) -> VmUuid {
     VmUuid::from_uuid(Uuid::from_u128(n))
 }
 
-pub(crate) fn record(owner: VmUuid, at: u64) -> SnapshotRecord {
+fn record(owner: VmUuid, at: u64) -> SnapshotRecord {
     let request = RequestId::random();
     let disk = DiskRecord {
         serial: "data".parse().unwrap(),
@@ -89,21 +93,6 @@ fn an_intent_is_unfinished_and_not_listed_until_it_is_concluded() {
 }
 
 #[test]
-fn what_was_committed_is_there_after_a_power_cut() {
-    let scratch = scratch();
-    let catalog = Catalog::open(&scratch.path).unwrap();
-    let record = record(vm(1), 1);
-    catalog.begin(&record, &[0; 16]).unwrap();
-    // What a power cut leaves: the files as they are, without SQLite's orderly close.
-    let after = tempfile::tempdir().unwrap();
-    for file in ["catalog.sqlite", "catalog.sqlite-wal"] {
-        std::fs::copy(scratch.path.with_file_name(file), after.path().join(file)).unwrap();
-    }
-    let survivor = Catalog::open(&after.path().join("catalog.sqlite")).unwrap();
-    assert_eq!(survivor.get(record.id).unwrap().unwrap().record, record);
-}
-
-#[test]
 fn pages_follow_each_other_without_gaps_while_new_ones_come() {
     let scratch = scratch();
     let catalog = Catalog::open(&scratch.path).unwrap();
@@ -130,19 +119,41 @@ fn a_snapshot_is_found_by_prefix_and_by_latest_but_not_by_a_neighbour() {
     let [old, new] = [1, 2].map(|at| record(vm(1), at));
     ready(&catalog, &old);
     ready(&catalog, &new);
-    let find = |owner, text: &str| catalog.find(owner, &text.parse().unwrap());
+    let find = |owner, text: &str| catalog.find(owner, &text.parse::<SnapshotRef>().unwrap());
     assert_eq!(find(Some(vm(1)), "latest").unwrap().record.id, new.id);
     assert_eq!(find(Some(vm(1)), &old.id.to_string()).unwrap().record.id, old.id);
     assert_eq!(find(None, &old.id.to_string()[..12]).unwrap().record.id, old.id);
     assert!(matches!(find(Some(vm(2)), &old.id.to_string()), Err(FindError::NotFound)));
     assert!(matches!(find(Some(vm(2)), "latest"), Err(FindError::NotFound)));
-    for n in 0..16 {
-        ready(&catalog, &record(vm(3), n));
+    assert_eq!(find(None, &old.id.to_string().to_uppercase()).unwrap().record.id, old.id);
+}
+
+#[test]
+fn an_ambiguous_prefix_names_five_candidates_and_never_a_neighbours() {
+    let scratch = scratch();
+    let catalog = Catalog::open(&scratch.path).unwrap();
+    // Identifiers that share their first digits can't be had by asking for them: these are made up.
+    for (owner, n) in [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (2, 7)] {
+        let id = SnapshotId::from_uuid(Uuid::from_u128((0xabcd << 112) + n));
+        ready(&catalog, &SnapshotRecord { id, ..record(vm(owner), 10) });
     }
-    let several =
-        (0..16).any(|n| matches!(find(Some(vm(3)), &format!("{n:x}")), Err(FindError::Ambiguous { .. })));
-    let several = several || matches!(find(Some(vm(3)), "-"), Err(FindError::Ambiguous { .. }));
-    assert!(several, "sixteen snapshots share no first digit");
+    let find = |owner, text: &str| catalog.find(owner, &text.parse().unwrap());
+    for text in ["abcd", "ABCD0000-0000", "a"] {
+        let Err(FindError::Ambiguous { candidates }) = find(Some(vm(1)), text) else { panic!("{text}") };
+        assert_eq!(candidates.len(), 5);
+    }
+    assert_eq!(find(Some(vm(2)), "abcd").unwrap().record.vm_uuid, vm(2));
+    assert!(matches!(find(Some(vm(2)), "abce"), Err(FindError::NotFound)));
+    assert!(matches!(find(Some(vm(2)), "zebra"), Err(FindError::NotFound)));
+}
+
+#[test]
+fn latest_is_the_first_of_the_list_also_among_snapshots_of_one_moment() {
+    let scratch = scratch();
+    let catalog = Catalog::open(&scratch.path).unwrap();
+    (0..5).for_each(|_| ready(&catalog, &record(vm(1), 7)));
+    let first = catalog.list(Some(vm(1)), &list(1, None)).unwrap().remove(0);
+    assert_eq!(catalog.find(Some(vm(1)), &"latest".parse().unwrap()).unwrap(), first);
 }
 
 #[test]
@@ -157,23 +168,112 @@ fn usage_counts_what_is_unfinished_too() {
 }
 
 #[test]
-fn a_damaged_or_too_new_catalog_says_what_to_do() {
+fn a_list_goes_on_behind_a_snapshot_that_was_removed_between_two_pages() {
     let scratch = scratch();
-    std::fs::write(&scratch.path, b"this is no database, it is a text of some length").unwrap();
-    let error = Catalog::open(&scratch.path).err().unwrap().to_string();
-    assert!(error.contains("rebuilt from the storage"), "{error}");
-
-    std::fs::remove_file(&scratch.path).unwrap();
-    Catalog::open(&scratch.path).unwrap();
-    Connection::open(&scratch.path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-    let error = Catalog::open(&scratch.path).err().unwrap().to_string();
-    assert!(error.contains("update it"), "{error}");
+    let catalog = Catalog::open(&scratch.path).unwrap();
+    let records: Vec<_> = (0..4).map(|n| record(vm(1), n)).collect();
+    records.iter().for_each(|record| ready(&catalog, record));
+    let first = catalog.list(Some(vm(1)), &list(2, None)).unwrap();
+    let last = first.last().unwrap().record.id;
+    catalog.begin_delete(last).unwrap();
+    catalog.remove(last).unwrap();
+    let second = catalog.list(Some(vm(1)), &list(9, Some(last))).unwrap();
+    let seen: Vec<_> = second.iter().map(|entry| entry.record.id).collect();
+    assert_eq!(seen, [records[1].id, records[0].id]);
 }
 
 #[test]
-fn only_root_reads_the_catalog() {
-    use std::os::unix::fs::MetadataExt;
+fn a_cursor_that_was_never_there_or_is_a_neighbours_is_an_error_and_not_an_empty_page() {
     let scratch = scratch();
-    let _catalog = Catalog::open(&scratch.path).unwrap();
-    assert_eq!(std::fs::metadata(&scratch.path).unwrap().mode() & 0o777, 0o600);
+    let catalog = Catalog::open(&scratch.path).unwrap();
+    let [mine, neighbours] = [1, 2].map(|owner| record(vm(owner), 5));
+    ready(&catalog, &mine);
+    ready(&catalog, &neighbours);
+    let behind = |id| catalog.list(Some(vm(1)), &list(9, Some(id)));
+    assert!(behind(mine.id).unwrap().is_empty());
+    for stranger in [neighbours.id, record(vm(1), 5).id] {
+        assert!(matches!(behind(stranger), Err(CatalogError::UnknownCursor(_))));
+    }
+}
+
+#[test]
+fn a_guest_that_deletes_what_it_makes_has_made_it_all_the_same() {
+    let scratch = scratch();
+    let catalog = Catalog::open(&scratch.path).unwrap();
+    let now = 10 * 3_600_000;
+    let [kept, deleted, given_up] = [1, 2, 3].map(|n| record(vm(1), now - n));
+    ready(&catalog, &kept);
+    ready(&catalog, &deleted);
+    catalog.begin(&given_up, &[0; 16]).unwrap();
+    assert!(catalog.remove(deleted.id).unwrap());
+    assert!(catalog.drop_intent(given_up.id).unwrap());
+    let usage = |at| catalog.usage(vm(1), UnixMillis(at)).unwrap();
+    assert_eq!(usage(now), Usage { snapshots: 1, bytes: 1000, created_last_hour: 3 });
+    assert_eq!(usage(now + 3_600_000).created_last_hour, 0);
+    assert_eq!(catalog.usage(vm(2), UnixMillis(now)).unwrap(), Usage::default());
+}
+
+#[test]
+fn a_snapshot_dated_by_a_wrong_clock_does_not_hold_up_its_machine_for_good() {
+    let scratch = scratch();
+    let catalog = Catalog::open(&scratch.path).unwrap();
+    let now = 10 * 3_600_000;
+    ready(&catalog, &record(vm(1), now * 1000));
+    ready(&catalog, &record(vm(1), now + 5));
+    assert_eq!(catalog.usage(vm(1), UnixMillis(now)).unwrap().created_last_hour, 1);
+}
+
+#[test]
+fn a_lock_outlives_the_settling_of_what_it_locks() {
+    let scratch = scratch();
+    let catalog = Catalog::open(&scratch.path).unwrap();
+    let record = record(vm(1), 1);
+    catalog.begin(&record, &[0; 16]).unwrap();
+    catalog.record(&record, Phase::Settling).unwrap();
+    assert!(catalog.set_lock(record.id, Some(UnixMillis(99))).unwrap());
+    catalog.record(&record, Phase::Ready).unwrap();
+    let locked = || catalog.get(record.id).unwrap().unwrap().record.locked_until;
+    assert_eq!(locked(), Some(UnixMillis(99)));
+    assert!(catalog.set_lock(record.id, None).unwrap());
+    assert_eq!(locked(), None);
+    assert!(!catalog.set_lock(self::record(vm(1), 1).id, None).unwrap());
+}
+
+#[test]
+fn what_is_being_deleted_is_not_revived_by_whoever_still_settles_it() {
+    let scratch = scratch();
+    let catalog = Catalog::open(&scratch.path).unwrap();
+    let record = record(vm(1), 1);
+    ready(&catalog, &record);
+    assert!(catalog.begin_delete(record.id).unwrap());
+    assert!(matches!(catalog.record(&record, Phase::Ready), Err(CatalogError::NotThere(_))));
+    assert_eq!(catalog.get(record.id).unwrap().unwrap().phase, Phase::Deleting);
+    assert!(catalog.list(None, &list(9, None)).unwrap().is_empty());
+    assert_eq!(catalog.unfinished().unwrap().len(), 1);
+
+    assert!(catalog.cancel_delete(record.id, Phase::Ready).unwrap());
+    assert_eq!(catalog.list(None, &list(9, None)).unwrap().len(), 1);
+    assert!(!catalog.cancel_delete(record.id, Phase::Ready).unwrap());
+}
+
+#[test]
+fn the_same_request_from_many_threads_at_once_is_one_intent() {
+    let scratch = scratch();
+    let catalog = Catalog::open(&scratch.path).unwrap();
+    let record = record(vm(1), 1);
+    let start = std::sync::Barrier::new(8);
+    let begun: Vec<_> = std::thread::scope(|scope| {
+        let begin = |n: u8| {
+            start.wait();
+            catalog.begin(&record, &[n; 16]).unwrap()
+        };
+        let threads: Vec<_> = (0..8).map(|n| scope.spawn(move || begin(n))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(begun.iter().filter(|one| **one == Begun::New).count(), 1);
+    let digest = catalog.get(record.id).unwrap().unwrap().digest;
+    assert!(begun.iter().all(|one| match one {
+        Begun::New => true,
+        Begun::Existing(entry) => entry.digest == digest,
+    }));
 }

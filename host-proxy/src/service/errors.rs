@@ -36,6 +36,9 @@ const RECONCILE: &str = "the host's administrator runs hostsnapd reconcile";
 
 /// Logs a failure of the catalog and makes the guest's text of it.
 pub(super) fn of_catalog(error: &CatalogError) -> WireError {
+    if let CatalogError::UnknownCursor(_) = error {
+        return WireError::new(ErrorCode::NotFound, error.to_string());
+    }
     tracing::error!("catalog: {}", chain(error));
     WireError::new(ErrorCode::Internal, "the host could not use its catalog of snapshots").hint(CHECK)
 }
