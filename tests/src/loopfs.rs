@@ -1,0 +1,106 @@
+//! A file system of its own, on a loop device, for one test. Needs root, and says so.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A mounted file system; unmounted and gone when dropped.
+pub struct LoopFs {
+    folder: tempfile::TempDir,
+}
+
+/// Which kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// ext4
+    Ext4,
+    /// XFS with reflinks
+    Xfs,
+    /// btrfs
+    Btrfs,
+}
+
+impl Kind {
+    /// Those that every test machine has.
+    pub const ALL: [Self; 3] = [Self::Ext4, Self::Xfs, Self::Btrfs];
+
+    /// Its name as mount(8) knows it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
+        }
+    }
+
+    const fn mkfs(self) -> &'static [&'static str] {
+        match self {
+            Self::Ext4 => &["mkfs.ext4", "-q", "-F"],
+            Self::Xfs => &["mkfs.xfs", "-q", "-f", "-m", "reflink=1"],
+            Self::Btrfs => &["mkfs.btrfs", "-q", "-f"],
+        }
+    }
+}
+
+impl LoopFs {
+    /// Makes and mounts one, of this size.
+    ///
+    /// # Panics
+    /// When that does not work: a test that needs it has failed.
+    pub fn new(kind: Kind, mib: u64) -> Self {
+        Self::within(&std::env::temp_dir(), kind, mib)
+    }
+
+    /// As `new`, with its image in this folder.
+    pub fn within(parent: &Path, kind: Kind, mib: u64) -> Self {
+        let folder = tempfile::Builder::new().prefix("hostsnap-fs-").tempdir_in(parent).expect("a folder");
+        let image = folder.path().join("image");
+        let file = std::fs::File::create(&image).expect("an image");
+        file.set_len(mib << 20).expect("an image's size");
+        let fs = Self { folder };
+        let [program, options @ ..] = kind.mkfs() else { unreachable!("a program") };
+        run(Command::new(program).args(options).arg(&image));
+        std::fs::create_dir(fs.path()).expect("a mount point");
+        run(Command::new("mount").args(["-t", kind.as_str(), "-o", "loop"]).arg(&image).arg(fs.path()));
+        fs
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("mnt")
+    }
+
+    /// The image that it is in.
+    pub fn image(&self) -> PathBuf {
+        self.folder.path().join("image")
+    }
+}
+
+impl Drop for LoopFs {
+    fn drop(&mut self) {
+        // It may be frozen by a test that failed: umount would block on it for ever.
+        let _ = Command::new("fsfreeze").arg("-u").arg(self.path()).output();
+        let unmounted = Command::new("umount").arg(self.path()).status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+        }
+    }
+}
+
+/// Runs a program that must succeed.
+///
+/// # Panics
+/// When it does not, with what it said.
+#[track_caller]
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| {
+        panic!("{command:?}: {error}; `cargo xtask setup` installs what the tests need")
+    });
+    assert!(
+        output.status.success(),
+        "{command:?} (needs root): {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
