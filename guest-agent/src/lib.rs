@@ -4,6 +4,18 @@
 //! |---|---|
 //! | [`topology`] | path → mount → block stack → virtual disks |
 //! | [`freeze`] | freezing, and above all thawing again |
+//! | [`hooks`] | quiescing applications |
+//! | [`client`] | the conversation with the host |
+//! | [`flow`] | the way of a snapshot, which joins all of these |
+//! | [`commands`], [`daemon`], [`doctor`] | the ways to run the program, by [`cli`] |
 
+pub mod cli;
+pub mod client;
+pub mod commands;
+pub mod daemon;
+pub mod doctor;
+pub mod flow;
 pub mod freeze;
+pub mod gen_docs;
+pub mod hooks;
 pub mod topology;

@@ -2,12 +2,19 @@
 
 use std::process::ExitCode;
 
+use clap::Parser;
+use guest_agent::cli::Cli;
+use guest_agent::commands;
 use guest_agent::freeze::keeper;
+use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().collect();
+    // Before anything else: the thaw keeper is this program, and nothing of the rest.
+    let arguments: Vec<String> = std::env::args().take(5).collect();
     if arguments.get(1).is_some_and(|first| first == keeper::ARGUMENT) {
         return keeper::run(&arguments[2..]);
     }
-    ExitCode::FAILURE
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,guest_agent::daemon=info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    commands::run(Cli::parse())
 }

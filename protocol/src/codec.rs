@@ -45,6 +45,11 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
     }
 }
 
+/// Writes the one encoding of `value` into `buffer`; its length in bytes. Allocates nothing.
+pub fn encode_into<T: Serialize>(value: &T, buffer: &mut [u8]) -> Result<usize, CodecError> {
+    bincode::serde::encode_into_slice(value, buffer, CONFIG).map_err(CodecError::Encode)
+}
+
 /// The value whose one encoding is `bytes`, all of them.
 pub fn decode<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     if bytes.len() > MAX_PAYLOAD {

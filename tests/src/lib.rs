@@ -4,6 +4,22 @@
 //! |---|---|
 //! | [`loopfs`] | a file system of its own, on a loop device, for one test |
 //! | [`wait`] | wait for a state with a limit, never for a time |
+//! | [`assets`] | kernel, programs, device: what `cargo xtask setup` made |
+//! | [`initramfs`] | the guests' root file system |
+//! | [`vm`] | a virtual machine: QEMU and its vsock device |
+//! | [`guest`] | running commands in it, over a serial port |
+//! | [`serial`] | what is said on that port, for both ends |
+//! | [`hostsnapd`] | the service, with a configuration for these machines |
+//! | [`process`] | a process that is ended when dropped |
+//! | [`records`] | what the tests' application writes, and how it is verified |
 
+pub mod assets;
+pub mod guest;
+pub mod hostsnapd;
+pub mod initramfs;
 pub mod loopfs;
+pub mod process;
+pub mod records;
+pub mod serial;
+pub mod vm;
 pub mod wait;

@@ -1,0 +1,163 @@
+//! The command line of `hostsnap`: types only. Help, man pages and completions come from here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use protocol::text::{LabelKey, LabelValue, Note, SnapshotRef};
+use protocol::{Consistency, RequestId};
+
+use crate::client::HostAddress;
+
+/// Snapshots of this machine's own disks, taken by its host.
+#[derive(Debug, Parser)]
+#[command(name = "hostsnap", version, max_term_width = 100)]
+pub struct Cli {
+    /// Print JSON; errors too, on stderr
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Where the host listens: vsock:CID:PORT, or unix:/path
+    #[arg(long, global = true, env = "HOSTSNAP_HOST", default_value_t, value_name = "ADDRESS")]
+    pub host: HostAddress,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Take a snapshot of the disks that hold the given paths
+    Create(Create),
+    /// List this machine's snapshots, newest first
+    List {
+        /// Only those with this label; may be repeated
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+        labels: Vec<(LabelKey, LabelValue)>,
+    },
+    /// Show one snapshot
+    Show {
+        /// Its identifier, any unique prefix of it, or `latest`
+        snapshot: SnapshotRef,
+    },
+    /// Delete snapshots
+    Delete {
+        /// Their identifiers, or unique prefixes of them
+        #[arg(required = true)]
+        snapshots: Vec<SnapshotRef>,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Show this machine's disks, what is mounted on them, and what the host knows of them
+    Disks {
+        /// Print what /proc and /sys say, as the tests read it: for a bug report
+        #[arg(long)]
+        capture: bool,
+    },
+    /// Say in plain words what is wrong and what to do
+    Doctor,
+    /// Emergency exit: thaw every file system of this machine, whoever froze it
+    Thaw,
+    /// Serve the host: it may ask for snapshots (systemd starts it so)
+    Daemon {
+        /// Listen on this Unix socket instead of vsock port 989
+        #[arg(long, value_name = "SOCKET")]
+        listen: Option<PathBuf>,
+        /// Also serve CID 1, this machine itself: for tests
+        #[arg(long, hide = true)]
+        allow_local: bool,
+    },
+    /// Write man pages and completions into a folder
+    #[command(hide = true)]
+    GenDocs {
+        /// The folder
+        folder: PathBuf,
+    },
+}
+
+/// The options of a snapshot.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub struct Create {
+    /// Paths whose disks to take, all at one instant
+    #[arg(required_unless_present = "all")]
+    pub paths: Vec<PathBuf>,
+    /// Take all disks that hold a mounted file system or that the host knows
+    #[arg(long, conflicts_with = "paths")]
+    pub all: bool,
+    /// Attach a label; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub labels: Vec<(LabelKey, LabelValue)>,
+    /// Attach a remark
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub note: Note,
+    /// The least that is acceptable: crash, filesystem or application. What is worth less is not
+    /// kept. More is always tried for
+    #[arg(long, default_value = "filesystem")]
+    pub consistency: Consistency,
+    /// Let the host remove it after this time, such as 7d
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub keep_for: Option<Duration>,
+    /// The longest that file systems may be frozen; thawed then whatever happens
+    #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = freeze_timeout)]
+    pub freeze_timeout: Duration,
+    /// Repeating a request with the same identifier gives the same snapshot
+    #[arg(long, value_name = "UUID")]
+    pub request_id: Option<RequestId>,
+    /// Check everything and say what would be done; freeze and take nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not wait until the snapshot is durable and whole
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+fn label(text: &str) -> Result<(LabelKey, LabelValue), String> {
+    let (key, value) = text.split_once('=').ok_or("write a label as KEY=VALUE")?;
+    let key = key.parse().map_err(|error: protocol::text::TextError| error.to_string())?;
+    let value = value.parse().map_err(|error: protocol::text::TextError| error.to_string())?;
+    Ok((key, value))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    // Days are always 24 hours here: what is measured is time, not the calendar.
+    let span: jiff::Span = text.parse().map_err(|_| format!("{text:?} is not a duration; write 10s, 5m or 7d"))?;
+    let total = span
+        .to_duration(jiff::SpanRelativeTo::days_are_24_hours())
+        .map_err(|error| format!("{text:?}: {error}"))?;
+    Duration::try_from(total).map_err(|_| format!("{text:?} is negative"))
+}
+
+fn freeze_timeout(text: &str) -> Result<Duration, String> {
+    let limit = duration(text)?;
+    if limit.is_zero() || limit > Duration::from_secs(60) {
+        return Err(format!("{text}: a freeze may last from 1ms to 60s"));
+    }
+    Ok(limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_snapshot_needs_paths_or_all_and_not_both() {
+        let parse = |args: &[&str]| Cli::try_parse_from([&["hostsnap", "create"], args].concat());
+        assert!(parse(&["/data"]).is_ok());
+        assert!(parse(&["--all"]).is_ok());
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--all", "/data"]).is_err());
+        assert!(parse(&["/data", "--freeze-timeout", "61s"]).is_err());
+        assert!(parse(&["/data", "--freeze-timeout", "0s"]).is_err());
+        assert!(parse(&["/data", "--keep-for", "7d", "--label", "why=upgrade"]).is_ok());
+        assert!(parse(&["/data", "--consistency", "perfect"]).is_err());
+    }
+}

@@ -1,0 +1,164 @@
+//! Where the host is. In a virtual machine: vsock, CID 2, port 989. Tests and setups without vsock
+//! use a Unix socket.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Instant;
+
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, VsockAddr};
+use protocol::{ErrorCode, PORT, WireError};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::wire::{Socket, timespec};
+
+/// Source ports below this prove to the host that root asked (Linux `net/vmw_vsock/af_vsock.c`,
+/// `LAST_RESERVED_PORT` = 1023).
+const FIRST_UNPRIVILEGED_PORT: u32 = 1024;
+/// Ports below this are left to others.
+const LOWEST_PORT: u32 = 600;
+
+/// Where the host is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostAddress {
+    /// By virtio-vsock.
+    Vsock {
+        /// 2 is the host.
+        cid: u32,
+        /// Where `hostsnapd` listens.
+        port: u32,
+    },
+    /// By a Unix socket.
+    Unix(PathBuf),
+}
+
+impl Default for HostAddress {
+    fn default() -> Self {
+        Self::Vsock { cid: vsock::VMADDR_CID_HOST, port: PORT }
+    }
+}
+
+impl FromStr for HostAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is no address of a host; write vsock:CID:PORT or unix:/path");
+        match text.split_once(':').ok_or_else(wrong)? {
+            ("unix", path) if path.starts_with('/') => Ok(Self::Unix(path.into())),
+            ("vsock", rest) => {
+                let (cid, port) = rest.split_once(':').ok_or_else(wrong)?;
+                let number = |text: &str| text.parse().map_err(|_| wrong());
+                Ok(Self::Vsock { cid: number(cid)?, port: number(port)? })
+            }
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl fmt::Display for HostAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl HostAddress {
+    pub(super) fn connect(&self, deadline: Instant) -> Result<Socket, WireError> {
+        match self {
+            Self::Unix(path) => UnixStream::connect(path)
+                .map(Socket::from)
+                .map_err(|error| self.unreachable(&error.to_string(), "is hostsnapd running?")),
+            Self::Vsock { cid, port } => self.connect_vsock(VsockAddr::new(*cid, *port), deadline),
+        }
+    }
+
+    fn connect_vsock(&self, host: VsockAddr, deadline: Instant) -> Result<Socket, WireError> {
+        let fd = socket::socket(
+            AddressFamily::Vsock,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            None,
+        )
+        .map_err(|errno| {
+            self.unreachable(
+                &format!("this kernel has no vsock ({})", errno.desc()),
+                "load the guest's module: modprobe vmw_vsock_virtio_transport; hostsnap doctor says more",
+            )
+        })?;
+        self.bind_privileged(&fd)?;
+        let failed = |error: io::Error| {
+            let hint = match error.raw_os_error() {
+                Some(libc_enodev) if libc_enodev == nix::errno::Errno::ENODEV as i32 => {
+                    "this machine has no vsock device: the host's administrator adds one (vhost-vsock)"
+                }
+                _ => "hostsnapd does not listen there: ask the host's administrator; hostsnap doctor says more",
+            };
+            self.unreachable(&error.to_string(), hint)
+        };
+        match socket::connect(fd.as_raw_fd(), &host) {
+            Ok(()) => {}
+            Err(nix::errno::Errno::EINPROGRESS) => wait_connected(&fd, deadline).map_err(failed)?,
+            Err(errno) => return Err(failed(errno.into())),
+        }
+        let stream = vsock::VsockStream::from(fd);
+        stream.set_nonblocking(false).map_err(failed)?;
+        Ok(Socket::from(stream))
+    }
+
+    /// Neither `vsock` nor `tokio-vsock` can bind before it connects.
+    fn bind_privileged(&self, fd: &OwnedFd) -> Result<(), WireError> {
+        for port in (LOWEST_PORT..FIRST_UNPRIVILEGED_PORT).rev() {
+            match socket::bind(fd.as_raw_fd(), &VsockAddr::new(vsock::VMADDR_CID_ANY, port)) {
+                Ok(()) => return Ok(()),
+                Err(nix::errno::Errno::EADDRINUSE) => {}
+                Err(nix::errno::Errno::EACCES) => {
+                    return Err(WireError::new(
+                        ErrorCode::Refused,
+                        "only root may ask the host: ports below 1024 need CAP_NET_BIND_SERVICE",
+                    )
+                    .hint("run it as root: sudo hostsnap …"));
+                }
+                Err(errno) => return Err(self.unreachable(errno.desc(), "hostsnap doctor says more")),
+            }
+        }
+        Err(self.unreachable("all ports below 1024 are in use", "close some of the connections to the host"))
+    }
+
+    fn unreachable(&self, why: &str, hint: &str) -> WireError {
+        WireError::new(ErrorCode::Unreachable, format!("reach the host at {self}: {why}")).hint(hint)
+    }
+}
+
+fn wait_connected(fd: &OwnedFd, deadline: Instant) -> io::Result<()> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match poll(&mut [PollFd::new(fd, PollFlags::OUT)], Some(&timespec(left))) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => break,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    rustix::net::sockopt::socket_error(fd)?.map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_written_as_they_are_read() {
+        for text in ["vsock:2:989", "unix:/run/x.sock"] {
+            assert_eq!(text.parse::<HostAddress>().unwrap().to_string(), text);
+        }
+        for wrong in ["2:989", "vsock:2", "unix:relative", "tcp:1:2", "vsock:x:1", ""] {
+            assert!(wrong.parse::<HostAddress>().is_err(), "{wrong}");
+        }
+        assert_eq!(HostAddress::default().to_string(), "vsock:2:989");
+    }
+}

@@ -1,0 +1,188 @@
+//! The commands: each asks its room and prints the answer. Errors end in one place, `run`.
+
+mod print;
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use protocol::message::{DeleteOutcome, List};
+use protocol::text::{LabelKey, LabelValue, Labels, SnapshotRef};
+use protocol::{ErrorCode, RequestId, WireError};
+use serde_json::json;
+
+use crate::cli::{Cli, Command, Create};
+use crate::client::{Client, HostAddress};
+use crate::flow::{self, Options, Outcome, Surroundings, Told};
+use crate::freeze::{self, Emergency};
+use crate::topology::{capture, mountinfo};
+use crate::{daemon, doctor};
+
+/// Runs a command; its exit code is the error's.
+pub fn run(cli: Cli) -> ExitCode {
+    let json = cli.json;
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            print::error(&error, json);
+            ExitCode::from(error.code.exit_code())
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode, WireError> {
+    let Cli { json, host, command } = cli;
+    match command {
+        Command::Create(create) => take(create, host, json)?,
+        Command::List { labels } => list(&host, labels, json)?,
+        Command::Show { snapshot } => {
+            let record = Client::connect(&host)?.get(snapshot)?;
+            print::snapshot(&record, json);
+        }
+        Command::Delete { snapshots, yes } => delete(&host, snapshots, yes, json)?,
+        Command::Disks { capture: true } => {
+            print::json(&capture::live().map_err(|error| WireError::new(error.code(), error.to_string()))?);
+        }
+        Command::Disks { capture: false } => disks(&host, json)?,
+        Command::Doctor => {
+            let findings = doctor::examine(&host);
+            print::findings(&findings, json);
+            return Ok(ExitCode::from(doctor::exit_code(&findings)));
+        }
+        Command::Thaw => return thaw(json),
+        Command::Daemon { listen, allow_local } => {
+            let around = Surroundings { host, ..Surroundings::default() };
+            daemon::serve(daemon::Place::new(listen, allow_local), around)?;
+        }
+        Command::GenDocs { folder } => crate::gen_docs::write(&folder)
+            .map_err(|error| WireError::new(ErrorCode::Internal, format!("write {}: {error}", folder.display())))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn take(create: Create, host: HostAddress, json: bool) -> Result<(), WireError> {
+    let options = Options {
+        paths: create.paths,
+        labels: labels_of(create.labels)?,
+        note: create.note,
+        minimum: create.consistency,
+        keep_for: create.keep_for,
+        freeze_timeout: create.freeze_timeout,
+        request: create.request_id.unwrap_or_else(RequestId::random),
+        dry_run: create.dry_run,
+        wait: !create.no_wait,
+    };
+    let around = Surroundings { host, ..Surroundings::default() };
+    let bar = progress_bar();
+    let outcome = flow::create(&options, &around, &mut |told| match told {
+        // Between freeze and thaw nothing is printed.
+        Told::Phase(_) => {}
+        Told::Progress(progress) => {
+            bar.set_length(progress.total_bytes);
+            bar.set_position(progress.done_bytes);
+        }
+        Told::Retrying => eprintln!("hostsnap: the host was lost; asking again for the same request"),
+    });
+    bar.finish_and_clear();
+    match outcome? {
+        Outcome::Snapshot(record) => print::snapshot(&record, json),
+        Outcome::Planned { planned, target } => print::plan(&planned, &target, json),
+    }
+    Ok(())
+}
+
+fn progress_bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("settling {bar:30} {bytes}/{total_bytes} {eta}");
+    ProgressBar::new(0).with_style(style.expect("a valid template"))
+}
+
+fn labels_of(labels: Vec<(LabelKey, LabelValue)>) -> Result<Labels, WireError> {
+    let map: BTreeMap<_, _> = labels.into_iter().collect();
+    Labels::try_from(map).map_err(|error| WireError::new(ErrorCode::BadRequest, error.to_string()))
+}
+
+fn list(host: &HostAddress, labels: Vec<(LabelKey, LabelValue)>, json: bool) -> Result<(), WireError> {
+    let labels = labels_of(labels)?;
+    let mut client = Client::connect(host)?;
+    let mut records = Vec::new();
+    let mut after = None;
+    loop {
+        let page = client.list(List { labels: labels.clone(), after, limit: 256, ..List::default() })?;
+        records.extend(page.snapshots);
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    print::snapshots(&records, json);
+    Ok(())
+}
+
+fn delete(host: &HostAddress, snapshots: Vec<SnapshotRef>, yes: bool, json: bool) -> Result<(), WireError> {
+    let mut client = Client::connect(host)?;
+    // All are looked up before the first is deleted: a typing error deletes nothing.
+    let records = snapshots.into_iter().map(|which| client.get(which)).collect::<Result<Vec<_>, _>>()?;
+    if !yes && std::io::stdin().is_terminal() {
+        print::snapshots(&records.iter().map(|record| (**record).clone()).collect::<Vec<_>>(), false);
+        eprint!("Delete {}? [y/N] ", if records.len() == 1 { "it" } else { "them" });
+        let _ = std::io::stderr().flush();
+        let mut answer = String::new();
+        let _ = std::io::stdin().read_line(&mut answer);
+        if !matches!(answer.trim(), "y" | "Y" | "yes") {
+            return Err(WireError::new(ErrorCode::BadRequest, "nothing was deleted"));
+        }
+    }
+    for record in records {
+        let outcome = client.delete(record.id)?;
+        print::deleted(record.id, outcome == DeleteOutcome::Gone, json);
+    }
+    Ok(())
+}
+
+fn disks(host: &HostAddress, json: bool) -> Result<(), WireError> {
+    let capture = capture::live().map_err(|error| WireError::new(error.code(), error.to_string()))?;
+    let overview = crate::topology::select::overview(&capture);
+    // What the guest itself knows is shown even when the host can't be asked.
+    let known = Client::connect(host).and_then(|mut client| client.disks());
+    print::disks(&overview, known.as_deref(), json);
+    known.map(drop)
+}
+
+fn thaw(json: bool) -> Result<ExitCode, WireError> {
+    let capture = capture::live().map_err(|error| WireError::new(error.code(), error.to_string()))?;
+    let mounts = mountinfo::parse(capture.mountinfo.as_bytes());
+    let stack = crate::topology::stack::Stack::new(&capture);
+    let mut points: Vec<PathBuf> = mounts
+        .iter()
+        .filter(|mount| stack.super_block(mount).is_some() && mountinfo::is_visible(&mounts, mount))
+        .map(|mount| mount.mount_point.clone())
+        .collect();
+    points.dedup();
+    let thawed = freeze::thaw_all(&points);
+    let failed = thawed.iter().any(|(_, what)| matches!(what, Emergency::Failed(_)));
+    if json {
+        let lines: Vec<_> = thawed
+            .iter()
+            .map(|(path, what)| json!({ "path": path, "thawed": *what == Emergency::Thawed, "says": say(what) }))
+            .collect();
+        print::json(&lines);
+    } else {
+        for (path, what) in &thawed {
+            print::out(&format!("{}: {}\n", path.display(), say(what)));
+        }
+    }
+    Ok(if failed { ExitCode::from(ErrorCode::NotFreezable.exit_code()) } else { ExitCode::SUCCESS })
+}
+
+fn say(what: &Emergency) -> String {
+    match what {
+        Emergency::Thawed => "was frozen, writes again".to_owned(),
+        Emergency::WasNotFrozen => "was not frozen".to_owned(),
+        Emergency::Failed(why) => format!("could not be thawed: {why}"),
+    }
+}

@@ -1,0 +1,38 @@
+//! What `cargo xtask setup` made, under `target/vm`.
+
+use std::path::{Path, PathBuf};
+
+/// The folder of everything.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/vm")
+}
+
+/// One of it.
+///
+/// # Panics
+/// When it is missing, with what to do.
+pub fn asset(name: &str) -> PathBuf {
+    let path = root().join(name);
+    assert!(path.exists(), "{} is missing: run `cargo xtask setup`", path.display());
+    path
+}
+
+/// The guests' kernel.
+pub fn kernel() -> PathBuf {
+    asset("kernel/vmlinuz")
+}
+
+/// The guests' modules, with `modules.dep`.
+pub fn modules() -> PathBuf {
+    asset("kernel/modules")
+}
+
+/// A static program for the guests.
+pub fn guest_program(name: &str) -> PathBuf {
+    asset("static").join(name)
+}
+
+/// The vsock device.
+pub fn vhost_device_vsock() -> PathBuf {
+    asset("tools/bin/vhost-device-vsock")
+}

@@ -1,0 +1,258 @@
+//! A virtual machine: QEMU, its vsock device, its serial ports. Ended when dropped; its logs stay
+//! under `target/vm/logs`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::assets;
+use crate::guest::Guest;
+use crate::initramfs::{self, Tools};
+use crate::process::Process;
+
+/// How long a guest may take to boot, under emulation on a busy machine.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+
+/// How a disk is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bus {
+    /// virtio-blk.
+    VirtioBlk,
+    /// virtio-scsi.
+    VirtioScsi,
+    /// NVMe.
+    Nvme,
+}
+
+/// A disk.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// Its image.
+    pub path: PathBuf,
+    /// `raw` or `qcow2`.
+    pub format: &'static str,
+    /// By which guest and host know it.
+    pub serial: String,
+    /// How it is attached.
+    pub bus: Bus,
+}
+
+/// What a virtual machine is to be.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    name: String,
+    memory_mib: u32,
+    disks: Vec<Disk>,
+    tools: BTreeSet<Tools>,
+    extra: Vec<(PathBuf, String)>,
+    uuid: String,
+}
+
+/// A running virtual machine.
+pub struct Vm {
+    // Dropped in this order: first what uses the folder.
+    qemu: Process,
+    _vsock: Process,
+    /// To run commands in it.
+    pub guest: Guest,
+    folder: tempfile::TempDir,
+    uuid: String,
+}
+
+impl Plan {
+    /// A machine without disks. Its name is for the logs.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            memory_mib: 512,
+            disks: Vec::new(),
+            tools: BTreeSet::new(),
+            extra: Vec::new(),
+            uuid: format!("5f0b6f3e-8f0c-4c6e-9a55-{:012x}", crc32fast::hash(name.as_bytes())),
+        }
+    }
+
+    /// With a disk.
+    #[must_use]
+    pub fn disk(mut self, path: &Path, serial: &str) -> Self {
+        let disk = Disk { path: path.to_owned(), format: "raw", serial: serial.to_owned(), bus: Bus::VirtioBlk };
+        self.disks.push(disk);
+        self
+    }
+
+    /// With a disk on another bus.
+    #[must_use]
+    pub fn disk_on(mut self, path: &Path, serial: &str, bus: Bus) -> Self {
+        self = self.disk(path, serial);
+        self.disks.last_mut().expect("just pushed").bus = bus;
+        self
+    }
+
+    /// With programs and modules.
+    #[must_use]
+    pub fn tools(mut self, tools: impl IntoIterator<Item = Tools>) -> Self {
+        self.tools.extend(tools);
+        self
+    }
+
+    /// With a file of this machine.
+    #[must_use]
+    pub fn file(mut self, from: &Path, to: &str) -> Self {
+        self.extra.push((from.to_owned(), to.to_owned()));
+        self
+    }
+
+    /// With so much memory.
+    #[must_use]
+    pub fn memory_mib(mut self, mib: u32) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
+    /// Boots it.
+    ///
+    /// # Panics
+    /// When it does not come up, with what it printed.
+    pub fn boot(self) -> Vm {
+        // Unix sockets have short paths (108 bytes, unix(7)).
+        let folder = tempfile::Builder::new().prefix("hs-").tempdir_in("/tmp").expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        let logs = assets::root().join("logs").join(&self.name);
+        let _ = fs::remove_dir_all(&logs);
+        fs::create_dir_all(&logs).expect("a folder for logs");
+        let initramfs = initramfs::of(&self.tools, &self.extra).expect("an initramfs");
+
+        let mut vsock = Process::start(
+            Command::new(assets::vhost_device_vsock()).arg("--vm").arg(format!(
+                "guest-cid=42,socket={},uds-path={}",
+                at("vhost").display(),
+                at("vsock").display()
+            )),
+            &logs.join("vsock.log"),
+        );
+        wait_for("the vsock device", Duration::from_secs(20), || {
+            vsock.must_live();
+            at("vhost").exists()
+        });
+
+        let memory = self.memory_mib;
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-nic", "none"])
+            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-uuid", &self.uuid])
+            .arg("-m")
+            .arg(format!("{memory}M"))
+            .args(["-machine", "q35,memory-backend=mem"])
+            .arg("-object")
+            .arg(format!("memory-backend-memfd,id=mem,size={memory}M,share=on"))
+            .arg("-kernel")
+            .arg(assets::kernel())
+            .arg("-initrd")
+            .arg(&initramfs)
+            .args(["-append", "console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off tsc=reliable no_timer_check"])
+            .arg("-serial")
+            .arg(format!("file:{}", logs.join("serial.log").display()))
+            .arg("-chardev")
+            .arg(format!("socket,id=vhost,path={}", at("vhost").display()))
+            .args(["-device", "vhost-user-vsock-pci,chardev=vhost"])
+            .args(["-device", "virtio-serial-pci"])
+            .arg("-chardev")
+            .arg(format!("socket,id=harness,path={},server=on,wait=off", at("harness").display()))
+            .arg("-device")
+            .arg(format!("virtserialport,chardev=harness,name={}", crate::serial::PORT));
+        for name in ["qmp", "qmp-harness"] {
+            command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", at(name).display()));
+        }
+        for (index, disk) in self.disks.iter().enumerate() {
+            attach(&mut command, index, disk);
+        }
+        let mut qemu = Process::start(&mut command, &logs.join("qemu.log"));
+        let serial_log = logs.join("serial.log");
+        let limit = Instant::now() + BOOT_LIMIT;
+        let stream = loop {
+            qemu.must_live();
+            match UnixStream::connect(at("harness")) {
+                Ok(stream) => break stream,
+                Err(_) if Instant::now() < limit => std::thread::sleep(Duration::from_millis(20)),
+                Err(error) => panic!("reach the guest's serial port: {error}"),
+            }
+        };
+        let guest = Guest::over(stream);
+        while !guest.is_booted() {
+            qemu.must_live();
+            assert!(Instant::now() < limit, "{} did not boot:\n{}", self.name, tail(&serial_log));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Vm { qemu, _vsock: vsock, guest, folder, uuid: self.uuid }
+    }
+}
+
+fn attach(command: &mut Command, index: usize, disk: &Disk) {
+    let Disk { path, format, serial, bus } = disk;
+    command.arg("-blockdev").arg(format!(
+        "driver={format},node-name=disk{index},file.driver=file,file.filename={}",
+        path.display()
+    ));
+    match bus {
+        Bus::VirtioBlk => {
+            command.arg("-device").arg(format!("virtio-blk-pci,drive=disk{index},serial={serial},id=dev{index}"))
+        }
+        Bus::VirtioScsi => command
+            .arg("-device")
+            .arg(format!("virtio-scsi-pci,id=scsi{index}"))
+            .arg("-device")
+            .arg(format!("scsi-hd,bus=scsi{index}.0,drive=disk{index},serial={serial},id=dev{index}")),
+        Bus::Nvme => command.arg("-device").arg(format!("nvme,drive=disk{index},serial={serial},id=dev{index}")),
+    };
+}
+
+impl Vm {
+    /// Its UUID.
+    pub fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
+    /// The base path of its hybrid vsock.
+    pub fn vsock(&self) -> PathBuf {
+        self.folder.path().join("vsock")
+    }
+
+    /// Its QMP socket, for the product.
+    pub fn qmp(&self) -> PathBuf {
+        self.folder.path().join("qmp")
+    }
+
+    /// Panics if QEMU has ended.
+    pub fn must_live(&mut self) {
+        self.qemu.must_live();
+    }
+
+    /// Ends QEMU as a crash of it would.
+    pub fn kill(&mut self) {
+        self.qemu.kill();
+    }
+}
+
+fn tail(path: &Path) -> String {
+    let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(40)..].join("\n")
+}
+
+fn wait_for(what: &str, limit: Duration, mut state: impl FnMut() -> bool) {
+    crate::wait::wait_until(what, limit, &mut state);
+}
+
+/// An image of zeros, sparse.
+///
+/// # Panics
+/// When it can't be made.
+pub fn blank_image(folder: &Path, name: &str, mib: u64) -> PathBuf {
+    let path = folder.join(name);
+    let file = fs::File::create(&path).expect("an image");
+    file.set_len(mib << 20).expect("an image's size");
+    path
+}

@@ -1,0 +1,3 @@
+//! Stories in real virtual machines. Each reads as a short text.
+
+mod boot;

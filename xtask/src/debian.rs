@@ -1,0 +1,155 @@
+//! Debian's and Ubuntu's packages. As root they are installed; else the one line to run is printed.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// What tests and demo use. `busybox-static` and below run inside the guests.
+const PACKAGES: &[&str] = &[
+    "qemu-system-x86", "qemu-utils", "kmod", "zstd", "util-linux", "e2fsprogs", "xfsprogs", "btrfs-progs",
+    "busybox-static", "lvm2", "dmsetup", "cryptsetup-bin", "mdadm", "python3",
+];
+
+/// What does not come with its like from one suite: here QEMU's utilities may be newer than what
+/// the enabled suites have, and all of QEMU must be of one version.
+const BACKPORTS_LIST: &str = "/etc/apt/sources.list.d/hostsnap-backports.sources";
+
+/// Installs what is missing.
+pub(crate) fn install() -> Result<()> {
+    let missing: Vec<&str> = PACKAGES.iter().copied().filter(|package| !is_installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let line = format!("apt-get install --yes --no-install-recommends {}", missing.join(" "));
+    if !is_root() {
+        bail!("packages are missing; run this and try again:\n\n    sudo {line}\n");
+    }
+    println!("installing packages: {}", missing.join(" "));
+    apt(&["update"])?;
+    if install_now(&missing).is_ok() {
+        return Ok(());
+    }
+    // As on a machine whose qemu-utils came from backports, while apt lists only the release.
+    add_backports()?;
+    apt(&["update"])?;
+    install_now(&missing).context("install the packages, also with backports")
+}
+
+fn install_now(packages: &[&str]) -> Result<()> {
+    let options = ["install", "--yes", "--no-install-recommends"];
+    let with_versions: Vec<String> = packages.iter().map(|package| pinned(package)).collect();
+    let packages = with_versions.iter().map(String::as_str);
+    apt(&options.into_iter().chain(packages).collect::<Vec<_>>())
+}
+
+/// All of QEMU in the version of what is installed of it.
+fn pinned(package: &str) -> String {
+    match installed_version("qemu-utils") {
+        Some(version) if package.starts_with("qemu-") && is_listed(package, &version) => {
+            format!("{package}={version}")
+        }
+        _ => package.to_owned(),
+    }
+}
+
+fn is_listed(package: &str, version: &str) -> bool {
+    let output = Command::new("apt-cache").args(["madison", package]).output();
+    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(version))
+}
+
+fn installed_version(package: &str) -> Option<String> {
+    let output = Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status} ${Version}", package]).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.strip_prefix("installed ").map(str::to_owned)
+}
+
+fn is_installed(package: &str) -> bool {
+    installed_version(package).is_some()
+}
+
+fn is_root() -> bool {
+    // The owner of a process's own folder in /proc is its effective user (proc(5)).
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}
+
+fn apt(arguments: &[&str]) -> Result<()> {
+    let status = Command::new("apt-get")
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdout(std::process::Stdio::null())
+        .status()
+        .context("run apt-get: this set-up knows Debian and Ubuntu only")?;
+    ensure!(status.success(), "apt-get {}: {status}", arguments.join(" "));
+    Ok(())
+}
+
+/// The release's backports, from the mirror and with the key of the release itself.
+fn add_backports() -> Result<()> {
+    let release = os_release("VERSION_CODENAME").context("find out the release: /etc/os-release")?;
+    let (mirror, key) = mirror().context("find the mirror in apt's sources")?;
+    let signed = key.map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
+    let text = format!("Types: deb\nURIs: {mirror}\nSuites: {release}-backports\nComponents: main\n{signed}");
+    fs::write(BACKPORTS_LIST, text).with_context(|| format!("write {BACKPORTS_LIST}"))
+}
+
+fn os_release(key: &str) -> Option<String> {
+    let text = fs::read_to_string("/etc/os-release").ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))?;
+    Some(value.trim_matches('"').to_owned())
+}
+
+/// The first mirror that apt uses, and the key file that signs it.
+fn mirror() -> Option<(String, Option<String>)> {
+    let folder = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten();
+    let files = folder.map(|entry| entry.path()).chain([Path::new("/etc/apt/sources.list").to_owned()]);
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
+        if file.extension().is_some_and(|extension| extension == "sources") && text.contains("debian") {
+            if let Some(mirror) = field("URIs:") {
+                return Some((mirror, field("Signed-By:")));
+            }
+        }
+        let line = text.lines().find(|line| line.starts_with("deb ") && line.contains("debian"));
+        if let Some(mirror) = line.and_then(|line| line.split_whitespace().find(|word| word.contains("://"))) {
+            return Some((mirror.to_owned(), None));
+        }
+    }
+    None
+}
+
+/// Fetches a package into a folder and unpacks it there, without installing it.
+pub(crate) fn unpack(package: &str, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let status = Command::new("apt-get")
+        .args(["download", package])
+        .current_dir(folder)
+        .stdout(std::process::Stdio::null())
+        .status()?;
+    ensure!(status.success(), "apt-get download {package}: {status}");
+    let file = fs::read_dir(folder)?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("find the package {package} that was fetched"))?;
+    let status = Command::new("dpkg-deb").arg("-x").arg(&file).arg(folder.join("root")).status()?;
+    ensure!(status.success(), "dpkg-deb -x {}: {status}", file.display());
+    fs::remove_file(&file)?;
+    Ok(())
+}
+
+/// The package that holds the newest kernel for virtual machines.
+pub(crate) fn kernel_package() -> Result<String> {
+    for meta in ["linux-image-cloud-amd64", "linux-image-virtual", "linux-image-amd64"] {
+        let output = Command::new("apt-cache").args(["depends", meta]).output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let package = text.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
+        if let Some(version) = package {
+            return Ok(format!("linux-image-{version}"));
+        }
+    }
+    bail!("apt knows no kernel package; run apt-get update and try again")
+}

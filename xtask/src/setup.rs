@@ -1,0 +1,118 @@
+//! What must be there. Each part is made once, kept under `target/vm`, and made anew when its
+//! sources change.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::debian;
+
+/// The vsock device that needs nothing of the host's kernel.
+const VHOST_DEVICE_VSOCK: &str = "0.3.0";
+
+/// The project's root folder.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is in the project").to_owned()
+}
+
+fn folder() -> PathBuf {
+    root().join("target/vm")
+}
+
+/// Everything.
+pub(crate) fn all() -> Result<()> {
+    debian::install()?;
+    fs::create_dir_all(folder())?;
+    kernel().context("fetch the guests' kernel")?;
+    vsock_device().context("build the vsock device")?;
+    programs().context("build hostsnapd and the guests' programs")
+}
+
+/// Runs cargo in the project's root.
+pub(crate) fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
+    let status = Command::new(env!("CARGO"))
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .current_dir(root())
+        .status()
+        .context("run cargo")?;
+    ensure!(status.success(), "cargo {}: {status}", arguments.join(" "));
+    Ok(())
+}
+
+fn kernel() -> Result<()> {
+    let place = folder().join("kernel");
+    if place.join("vmlinuz").exists() {
+        return Ok(());
+    }
+    println!("fetching the guests' kernel");
+    let _ = fs::remove_dir_all(&place);
+    let package = debian::kernel_package()?;
+    debian::unpack(&package, &place)?;
+    // Ubuntu keeps the modules in packages of their own.
+    if let Some(version) = package.strip_prefix("linux-image-").filter(|_| !place.join("root/lib/modules").exists()) {
+        debian::unpack(&format!("linux-modules-{version}"), &place)?;
+    }
+    let modules = place.join("root/lib/modules");
+    let version = only_entry(&modules)?;
+    let status = Command::new("depmod").arg("-b").arg(place.join("root")).arg(&version).status()?;
+    ensure!(status.success(), "depmod: {status}");
+    fs::rename(modules.join(&version), place.join("modules"))?;
+    fs::write(place.join("modules/version"), &version)?;
+    fs::rename(place.join("root/boot").join(format!("vmlinuz-{version}")), place.join("vmlinuz"))?;
+    fs::remove_dir_all(place.join("root"))?;
+    Ok(())
+}
+
+fn only_entry(folder: &Path) -> Result<String> {
+    let mut entries = fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))?;
+    let entry = entries.next().with_context(|| format!("{} is empty", folder.display()))??;
+    Ok(entry.file_name().to_string_lossy().into_owned())
+}
+
+fn vsock_device() -> Result<()> {
+    let tools = folder().join("tools");
+    if tools.join("bin/vhost-device-vsock").exists() {
+        return Ok(());
+    }
+    println!("building vhost-device-vsock (about a minute, once)");
+    let tools = tools.to_string_lossy().into_owned();
+    let target = folder().join("tools-target").to_string_lossy().into_owned();
+    let version = VHOST_DEVICE_VSOCK;
+    let arguments = ["install", "--quiet", "vhost-device-vsock", "--version", version, "--locked", "--root", &tools];
+    cargo(&arguments, &[("CARGO_TARGET_DIR", &target)])?;
+    fs::remove_dir_all(target)?;
+    Ok(())
+}
+
+/// `hostsnapd` for this machine, and static programs for the guests.
+pub(crate) fn programs() -> Result<()> {
+    cargo(&["build", "--quiet", "-p", "host-proxy", "-p", "guest-agent", "-p", "tests"], &[])?;
+    let target = folder().join("static-target");
+    let target_text = target.to_string_lossy().into_owned();
+    let triple = concat!(env!("XTASK_ARCH"), "-unknown-linux-gnu");
+    let arguments = [
+        "build", "--quiet", "--profile", "guest", "--target", triple, "-p", "guest-agent", "-p", "host-proxy", "-p",
+        "tests", "--bins",
+    ];
+    let environment = [("CARGO_TARGET_DIR", target_text.as_str()), ("RUSTFLAGS", "-C target-feature=+crt-static")];
+    cargo(&arguments, &environment)?;
+    let place = folder().join("static");
+    fs::create_dir_all(&place)?;
+    for program in ["hostsnap", "hostsnapd", "guest-init", "app-writer"] {
+        let built = target.join(triple).join("guest").join(program);
+        let kept = place.join(program);
+        if fs::read(&built)? != fs::read(&kept).unwrap_or_default() {
+            fs::copy(&built, &kept).with_context(|| format!("keep {program}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Man pages and completions, from the command lines themselves.
+pub(crate) fn generate_docs() -> Result<()> {
+    cargo(&["run", "--quiet", "-p", "guest-agent", "--bin", "hostsnap", "--", "gen-docs", "packaging"], &[])?;
+    cargo(&["run", "--quiet", "-p", "host-proxy", "--bin", "hostsnapd", "--", "gen-docs", "packaging"], &[])
+}

@@ -1,0 +1,108 @@
+//! The tests in their tiers, and the count of all of them. The last line is `N passed, N failed`.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::setup;
+
+/// What was counted.
+#[derive(Default)]
+struct Count {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+/// Sets up what is missing, then runs everything.
+pub(crate) fn run(filter: Option<&str>) -> Result<()> {
+    setup::all()?;
+    let mut count = Count::default();
+    if filter.is_none() {
+        count.step("formatting", setup::cargo(&["fmt", "--all", "--check"], &[]));
+        let lints = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+        count.step("lints", setup::cargo(&lints, &[]));
+    }
+    // Tiers 0, 1 and 3: units, properties, golden bytes; conversations; drivers on real storage.
+    println!("# tiers 0, 1 and 3");
+    count.tests(&["--workspace", "--exclude", "tests"], filter, None)?;
+    count.tests(&["-p", "tests", "--lib"], filter, None)?;
+    // Tier 4: one virtual machine at a time fits into two processors.
+    println!("# tier 4: stories in virtual machines");
+    count.tests(&["-p", "tests", "--test", "stories"], filter, Some("1"))?;
+    let Count { passed, failed, ignored } = count;
+    match ignored {
+        0 => println!("{passed} passed, {failed} failed"),
+        _ => println!("{passed} passed, {failed} failed, {ignored} skipped"),
+    }
+    if failed > 0 {
+        bail!("{failed} tests failed");
+    }
+    Ok(())
+}
+
+impl Count {
+    fn step(&mut self, what: &str, result: Result<()>) {
+        match result {
+            Ok(()) => self.passed += 1,
+            Err(error) => {
+                self.failed += 1;
+                eprintln!("{what}: {error:#}");
+            }
+        }
+    }
+
+    /// Runs libtest's programs and adds up what they say.
+    fn tests(&mut self, which: &[&str], filter: Option<&str>, threads: Option<&str>) -> Result<()> {
+        let mut command = Command::new(env!("CARGO"));
+        command.args(["test", "--no-fail-fast"]).args(which).args(filter).current_dir(setup::root());
+        if let Some(threads) = threads {
+            command.args(["--", "--test-threads", threads]);
+        }
+        let mut child = command.stdout(Stdio::piped()).spawn().context("run cargo test")?;
+        let output = child.stdout.take().expect("it is piped");
+        let before = self.failed;
+        for line in BufReader::new(output).lines() {
+            let line = line?;
+            println!("{line}");
+            self.add(&line);
+        }
+        let status = child.wait()?;
+        // A program that did not build, or died, printed no count.
+        if !status.success() && self.failed == before {
+            self.failed += 1;
+        }
+        Ok(())
+    }
+
+    /// `test result: ok. 12 passed; 0 failed; 0 ignored; …`
+    fn add(&mut self, line: &str) {
+        let Some(counts) = line.strip_prefix("test result: ") else { return };
+        for part in counts.split([';', '.']) {
+            let mut words = part.split_whitespace();
+            if let (Some(Ok(number)), Some(what)) = (words.next().map(str::parse::<u64>), words.next()) {
+                match what {
+                    "passed" => self.passed += number,
+                    "failed" => self.failed += number,
+                    "ignored" => self.ignored += number,
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Count;
+
+    #[test]
+    fn what_the_test_programs_say_is_added_up() {
+        let mut count = Count::default();
+        count.add("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.8s");
+        count.add("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s");
+        count.add("running 3 tests");
+        assert_eq!((count.passed, count.failed, count.ignored), (15, 2, 1));
+    }
+}
