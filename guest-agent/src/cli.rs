@@ -122,7 +122,8 @@ fn label(text: &str) -> Result<(LabelKey, LabelValue), String> {
 
 fn duration(text: &str) -> Result<Duration, String> {
     // Days are always 24 hours here: what is measured is time, not the calendar.
-    let span: jiff::Span = text.parse().map_err(|_| format!("{text:?} is not a duration; write 10s, 5m or 7d"))?;
+    let span: jiff::Span =
+        text.parse().map_err(|_| format!("{text:?} is not a duration; write 10s, 5m or 7d"))?;
     let total = span
         .to_duration(jiff::SpanRelativeTo::days_are_24_hours())
         .map_err(|error| format!("{text:?}: {error}"))?;

@@ -78,12 +78,15 @@ pub fn serve(place: Place, around: Surroundings) -> Result<(), WireError> {
             loop {
                 match listener.accept() {
                     Ok((stream, peer)) => {
-                        let is_host = peer.cid() == VMADDR_CID_HOST
-                            || (*allow_local && peer.cid() == VMADDR_CID_LOCAL);
+                        let is_host =
+                            peer.cid() == VMADDR_CID_HOST || (*allow_local && peer.cid() == VMADDR_CID_LOCAL);
                         if is_host {
                             daemon.converse_in_a_thread(stream.into());
                         } else {
-                            tracing::warn!("refused a connection from CID {}, which is not the host", peer.cid());
+                            tracing::warn!(
+                                "refused a connection from CID {}, which is not the host",
+                                peer.cid()
+                            );
                         }
                     }
                     Err(error) => pause_after(&error),

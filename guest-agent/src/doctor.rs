@@ -85,8 +85,7 @@ fn gather(host: &HostAddress) -> Facts {
     Facts {
         is_root: rustix::process::geteuid().is_root(),
         vsock,
-        host: Client::connect(host)
-            .map(|mut client| (client.welcome.vm.to_string(), client.disks())),
+        host: Client::connect(host).map(|mut client| (client.welcome.vm.to_string(), client.disks())),
         disks: capture::live().map(|capture| select::overview(&capture)).map_err(|error| error.to_string()),
         hooks: hooks::Hooks::find(Path::new(hooks::FOLDER), hooks::LIMIT).map(|hooks| hooks.len()),
         can_expedite: fs::metadata("/sys/kernel/rcu_expedited").is_ok(),
@@ -160,7 +159,10 @@ fn diagnose(facts: &Facts) -> Vec<Finding> {
         Ok(0) => say(
             "hooks",
             Status::Warn,
-            format!("there is no hook in {}: file systems are consistent, applications recover", hooks::FOLDER),
+            format!(
+                "there is no hook in {}: file systems are consistent, applications recover",
+                hooks::FOLDER
+            ),
             "add one that quiesces the application, for --consistency application",
         ),
         Ok(count) => say("hooks", Status::Ok, format!("{count} hooks"), ""),
@@ -179,26 +181,33 @@ fn diagnose(facts: &Facts) -> Vec<Finding> {
 fn of_disk(disk: &DiskOverview, known: Option<&Vec<DiskInfo>>) -> Finding {
     let name = &disk.name;
     let matters = if disk.mounts.is_empty() { Status::Warn } else { Status::Fail };
-    let finding = |status, text: String, remedy: &str| Finding { id: "disk", status, text, remedy: remedy.to_owned() };
+    let finding =
+        |status, text: String, remedy: &str| Finding { id: "disk", status, text, remedy: remedy.to_owned() };
     if let Some(problem) = &disk.problem {
         return finding(matters, problem.clone(), "");
     }
     let serial = disk.serial.as_deref().unwrap_or_default();
     let Some(known) = known else {
-        return finding(Status::Warn, format!("{name} has the serial {serial}; the host could not be asked"), "");
+        return finding(
+            Status::Warn,
+            format!("{name} has the serial {serial}; the host could not be asked"),
+            "",
+        );
     };
-    let of_host = known
-        .iter()
-        .find(|known| serial.parse::<protocol::DiskSerial>().is_ok_and(|serial| serial.same_disk(&known.serial)));
+    let of_host = known.iter().find(|known| {
+        serial.parse::<protocol::DiskSerial>().is_ok_and(|serial| serial.same_disk(&known.serial))
+    });
     match of_host {
         None => finding(
             matters,
             format!("the host does not know the disk {name} with the serial {serial}"),
             "the host's administrator adds it as [[vm.disk]] of this machine",
         ),
-        Some(host) if !host.problem.as_str().is_empty() => {
-            finding(matters, format!("{name}: {}", host.problem), "the host's administrator runs hostsnapd check")
-        }
+        Some(host) if !host.problem.as_str().is_empty() => finding(
+            matters,
+            format!("{name}: {}", host.problem),
+            "the host's administrator runs hostsnapd check",
+        ),
         Some(host) => finding(Status::Ok, format!("{name} is {serial}, by the driver {}", host.driver), ""),
     }
 }
@@ -247,7 +256,8 @@ mod tests {
         let facts = Facts { is_root: false, ..healthy() };
         assert!(first_failure(&facts).remedy.contains("sudo"));
 
-        let facts = Facts { vsock: Some(Vsock { has_device_file: false, has_transport: false }), ..healthy() };
+        let facts =
+            Facts { vsock: Some(Vsock { has_device_file: false, has_transport: false }), ..healthy() };
         assert!(first_failure(&facts).remedy.contains("modprobe vsock"));
 
         let facts = Facts { vsock: Some(Vsock { has_device_file: true, has_transport: false }), ..healthy() };

@@ -297,7 +297,10 @@ impl Attempt<'_> {
         tell: &mut dyn FnMut(Told),
     ) -> Result<(), NotCut> {
         if let Some(hook) = quiesced.failed().filter(|_| self.options.minimum == Consistency::Application) {
-            let error = format!("the hook {} {}, so application consistency can't be reached", hook.name, hook.outcome);
+            let error = format!(
+                "the hook {} {}, so application consistency can't be reached",
+                hook.name, hook.outcome
+            );
             return Err(NotCut::GaveUp(
                 WireError::new(ErrorCode::HookFailed, error)
                     .hint("its output is in the log; or accept --consistency filesystem"),
@@ -335,14 +338,11 @@ impl Attempt<'_> {
             WireError::new(ErrorCode::NotFreezable, chain(&error)).hint("hostsnap doctor says more")
         })?;
         // What runs from here to the thaw must not be paged in from what is frozen.
-        let _ = rustix::mm::mlockall(
-            rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE,
-        );
+        let _ = rustix::mm::mlockall(rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE);
         tell(Told::Phase(AgentPhase::Frozen));
         armed.freeze().map(Some).map_err(|report| {
             let why = report.held.err().unwrap_or_else(|| "the keeper ended".to_owned());
-            WireError::new(ErrorCode::NotFreezable, why)
-                .hint("free it, or accept --consistency crash")
+            WireError::new(ErrorCode::NotFreezable, why).hint("free it, or accept --consistency crash")
         })
     }
 

@@ -45,7 +45,9 @@ impl Hooks {
     pub fn find(folder: &Path, limit: Duration) -> Result<Self, WireError> {
         let read = match fs::read_dir(folder) {
             Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self { paths: Vec::new(), limit }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Self { paths: Vec::new(), limit });
+            }
             Err(error) => return Err(unusable(folder, &error.to_string())),
         };
         let mut paths: Vec<PathBuf> = read.flatten().map(|entry| entry.path()).collect();
@@ -132,8 +134,11 @@ fn unusable(path: &Path, why: &str) -> WireError {
 
 fn name_of(path: &Path) -> Name {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let plain: String =
-        name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' }).take(64).collect();
+    let plain: String = name
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' })
+        .take(64)
+        .collect();
     Name::try_from(plain).unwrap_or_else(|_| "hook".parse().expect("a valid name"))
 }
 
@@ -231,8 +236,7 @@ mod tests {
         fn hook(&self, name: &str, body: &str) {
             let log = self.0.path().join("log");
             let path = self.folder().join(name);
-            let script =
-                format!("#!/bin/sh\necho {name} $1 $HOSTSNAP_RESULT >> {}\n{body}\n", log.display());
+            let script = format!("#!/bin/sh\necho {name} $1 $HOSTSNAP_RESULT >> {}\n{body}\n", log.display());
             fs::write(&path, script).unwrap();
             fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
         }

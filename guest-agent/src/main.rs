@@ -14,7 +14,8 @@ fn main() -> ExitCode {
     if arguments.get(1).is_some_and(|first| first == keeper::ARGUMENT) {
         return keeper::run(&arguments[2..]);
     }
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,guest_agent::daemon=info"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,guest_agent::daemon=info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     commands::run(Cli::parse())
 }

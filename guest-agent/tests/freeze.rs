@@ -182,7 +182,8 @@ fn keepers() -> Vec<u32> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(is_ours)
         .filter(|pid| {
-            fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("__thaw-keeper"))
+            fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.contains("__thaw-keeper"))
         })
         .collect()
 }
@@ -251,7 +252,8 @@ fn memory_cannot_be_frozen_and_the_report_says_which() {
 fn a_second_freeze_waits_for_the_lock_and_is_told_who_holds_it() {
     let folder = tempfile::tempdir().unwrap();
     let first = FreezeLock::take(folder.path(), Duration::ZERO).unwrap();
-    let Err(LockError::Held { holder, .. }) = FreezeLock::take(folder.path(), Duration::from_millis(50)) else {
+    let Err(LockError::Held { holder, .. }) = FreezeLock::take(folder.path(), Duration::from_millis(50))
+    else {
         panic!("two hold the lock");
     };
     assert_eq!(holder, std::process::id().to_string());

@@ -53,9 +53,25 @@ impl Tools {
     }
 }
 
-const BASE_PROGRAMS: &[&str] = &["/sbin/mkfs.ext4", "/sbin/blkid", "/bin/lsblk", "/sbin/fsfreeze", "/bin/mount", "/bin/umount", "/sbin/losetup"];
+const BASE_PROGRAMS: &[&str] = &[
+    "/sbin/mkfs.ext4",
+    "/sbin/blkid",
+    "/bin/lsblk",
+    "/sbin/fsfreeze",
+    "/bin/mount",
+    "/bin/umount",
+    "/sbin/losetup",
+];
 const BASE_MODULES: &[&str] = &[
-    "virtio_pci", "virtio_console", "virtio_blk", "virtio_scsi", "sd_mod", "nvme", "ext4", "loop", "overlay",
+    "virtio_pci",
+    "virtio_console",
+    "virtio_blk",
+    "virtio_scsi",
+    "sd_mod",
+    "nvme",
+    "ext4",
+    "loop",
+    "overlay",
     "vmw_vsock_virtio_transport",
 ];
 
@@ -119,7 +135,9 @@ impl Entries {
     fn add_program(&mut self, from: &Path, to: &str) -> io::Result<()> {
         self.add_file(from, to)?;
         let listed = Command::new("ldd").arg(from).output()?;
-        for word in String::from_utf8_lossy(&listed.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
+        for word in
+            String::from_utf8_lossy(&listed.stdout).split_whitespace().filter(|word| word.starts_with('/'))
+        {
             let place = word.trim_end_matches(':');
             self.add_file(Path::new(place), place)?;
         }
@@ -127,7 +145,14 @@ impl Entries {
     }
 
     fn add_firmware(&mut self, folder: &Path) -> io::Result<()> {
-        const WANTED: [&str; 6] = ["bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin", "linuxboot.bin", "vgabios-stdvga.bin", "bios.bin"];
+        const WANTED: [&str; 6] = [
+            "bios-256k.bin",
+            "kvmvapic.bin",
+            "linuxboot_dma.bin",
+            "linuxboot.bin",
+            "vgabios-stdvga.bin",
+            "bios.bin",
+        ];
         for name in WANTED {
             let path = folder.join(name);
             if path.exists() {
@@ -163,7 +188,8 @@ impl Entries {
             }
             list += &format!("{plain}\n");
         }
-        for table in ["modules.dep", "modules.alias", "modules.symbols", "modules.builtin", "modules.softdep"] {
+        for table in ["modules.dep", "modules.alias", "modules.symbols", "modules.builtin", "modules.softdep"]
+        {
             if folder.join(table).exists() {
                 self.add_file(&folder.join(table), &format!("/lib/modules/{version}/{table}"))?;
             }

@@ -37,7 +37,9 @@ pub fn verify(path: &Path) -> io::Result<u64> {
         if bytes != record(number) {
             broken.get_or_insert(number);
         } else if let Some(lost) = broken {
-            return Err(io::Error::other(format!("the record {lost} is broken, and {number} behind it is whole")));
+            return Err(io::Error::other(format!(
+                "the record {lost} is broken, and {number} behind it is whole"
+            )));
         } else {
             whole = number + 1;
         }

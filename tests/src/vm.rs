@@ -78,7 +78,8 @@ impl Plan {
     /// With a disk.
     #[must_use]
     pub fn disk(mut self, path: &Path, serial: &str) -> Self {
-        let disk = Disk { path: path.to_owned(), format: "raw", serial: serial.to_owned(), bus: Bus::VirtioBlk };
+        let disk =
+            Disk { path: path.to_owned(), format: "raw", serial: serial.to_owned(), bus: Bus::VirtioBlk };
         self.disks.push(disk);
         self
     }
@@ -152,7 +153,10 @@ impl Plan {
             .arg(assets::kernel())
             .arg("-initrd")
             .arg(&initramfs)
-            .args(["-append", "console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off tsc=reliable no_timer_check"])
+            .args([
+                "-append",
+                "console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off tsc=reliable no_timer_check",
+            ])
             .arg("-serial")
             .arg(format!("file:{}", logs.join("serial.log").display()))
             .arg("-chardev")
@@ -197,15 +201,17 @@ fn attach(command: &mut Command, index: usize, disk: &Disk) {
         path.display()
     ));
     match bus {
-        Bus::VirtioBlk => {
-            command.arg("-device").arg(format!("virtio-blk-pci,drive=disk{index},serial={serial},id=dev{index}"))
-        }
+        Bus::VirtioBlk => command
+            .arg("-device")
+            .arg(format!("virtio-blk-pci,drive=disk{index},serial={serial},id=dev{index}")),
         Bus::VirtioScsi => command
             .arg("-device")
             .arg(format!("virtio-scsi-pci,id=scsi{index}"))
             .arg("-device")
             .arg(format!("scsi-hd,bus=scsi{index}.0,drive=disk{index},serial={serial},id=dev{index}")),
-        Bus::Nvme => command.arg("-device").arg(format!("nvme,drive=disk{index},serial={serial},id=dev{index}")),
+        Bus::Nvme => {
+            command.arg("-device").arg(format!("nvme,drive=disk{index},serial={serial},id=dev{index}"))
+        }
     };
 }
 

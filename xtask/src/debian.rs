@@ -8,8 +8,20 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// What tests and demo use. `busybox-static` and below run inside the guests.
 const PACKAGES: &[&str] = &[
-    "qemu-system-x86", "qemu-utils", "kmod", "zstd", "util-linux", "e2fsprogs", "xfsprogs", "btrfs-progs",
-    "busybox-static", "lvm2", "dmsetup", "cryptsetup-bin", "mdadm", "python3",
+    "qemu-system-x86",
+    "qemu-utils",
+    "kmod",
+    "zstd",
+    "util-linux",
+    "e2fsprogs",
+    "xfsprogs",
+    "btrfs-progs",
+    "busybox-static",
+    "lvm2",
+    "dmsetup",
+    "cryptsetup-bin",
+    "mdadm",
+    "python3",
 ];
 
 /// What does not come with its like from one suite: here QEMU's utilities may be newer than what
@@ -60,7 +72,10 @@ fn is_listed(package: &str, version: &str) -> bool {
 }
 
 fn installed_version(package: &str) -> Option<String> {
-    let output = Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status} ${Version}", package]).output().ok()?;
+    let output = Command::new("dpkg-query")
+        .args(["-W", "-f", "${db:Status-Status} ${Version}", package])
+        .output()
+        .ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.strip_prefix("installed ").map(str::to_owned)
 }
@@ -107,14 +122,17 @@ fn mirror() -> Option<(String, Option<String>)> {
     let files = folder.map(|entry| entry.path()).chain([Path::new("/etc/apt/sources.list").to_owned()]);
     for file in files {
         let text = fs::read_to_string(&file).unwrap_or_default();
-        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned());
+        let field = |name: &str| {
+            text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
+        };
         if file.extension().is_some_and(|extension| extension == "sources") && text.contains("debian") {
             if let Some(mirror) = field("URIs:") {
                 return Some((mirror, field("Signed-By:")));
             }
         }
         let line = text.lines().find(|line| line.starts_with("deb ") && line.contains("debian"));
-        if let Some(mirror) = line.and_then(|line| line.split_whitespace().find(|word| word.contains("://"))) {
+        if let Some(mirror) = line.and_then(|line| line.split_whitespace().find(|word| word.contains("://")))
+        {
             return Some((mirror.to_owned(), None));
         }
     }

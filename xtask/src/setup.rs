@@ -52,7 +52,9 @@ fn kernel() -> Result<()> {
     let package = debian::kernel_package()?;
     debian::unpack(&package, &place)?;
     // Ubuntu keeps the modules in packages of their own.
-    if let Some(version) = package.strip_prefix("linux-image-").filter(|_| !place.join("root/lib/modules").exists()) {
+    if let Some(version) =
+        package.strip_prefix("linux-image-").filter(|_| !place.join("root/lib/modules").exists())
+    {
         debian::unpack(&format!("linux-modules-{version}"), &place)?;
     }
     let modules = place.join("root/lib/modules");
@@ -81,7 +83,8 @@ fn vsock_device() -> Result<()> {
     let tools = tools.to_string_lossy().into_owned();
     let target = folder().join("tools-target").to_string_lossy().into_owned();
     let version = VHOST_DEVICE_VSOCK;
-    let arguments = ["install", "--quiet", "vhost-device-vsock", "--version", version, "--locked", "--root", &tools];
+    let arguments =
+        ["install", "--quiet", "vhost-device-vsock", "--version", version, "--locked", "--root", &tools];
     cargo(&arguments, &[("CARGO_TARGET_DIR", &target)])?;
     fs::remove_dir_all(target)?;
     Ok(())
@@ -94,10 +97,22 @@ pub(crate) fn programs() -> Result<()> {
     let target_text = target.to_string_lossy().into_owned();
     let triple = concat!(env!("XTASK_ARCH"), "-unknown-linux-gnu");
     let arguments = [
-        "build", "--quiet", "--profile", "guest", "--target", triple, "-p", "guest-agent", "-p", "host-proxy", "-p",
-        "tests", "--bins",
+        "build",
+        "--quiet",
+        "--profile",
+        "guest",
+        "--target",
+        triple,
+        "-p",
+        "guest-agent",
+        "-p",
+        "host-proxy",
+        "-p",
+        "tests",
+        "--bins",
     ];
-    let environment = [("CARGO_TARGET_DIR", target_text.as_str()), ("RUSTFLAGS", "-C target-feature=+crt-static")];
+    let environment =
+        [("CARGO_TARGET_DIR", target_text.as_str()), ("RUSTFLAGS", "-C target-feature=+crt-static")];
     cargo(&arguments, &environment)?;
     let place = folder().join("static");
     fs::create_dir_all(&place)?;

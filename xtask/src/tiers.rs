@@ -100,8 +100,12 @@ mod tests {
     #[test]
     fn what_the_test_programs_say_is_added_up() {
         let mut count = Count::default();
-        count.add("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.8s");
-        count.add("test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s");
+        count.add(
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.8s",
+        );
+        count.add(
+            "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s",
+        );
         count.add("running 3 tests");
         assert_eq!((count.passed, count.failed, count.ignored), (15, 2, 1));
     }

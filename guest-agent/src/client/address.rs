@@ -96,7 +96,9 @@ impl HostAddress {
                 Some(libc_enodev) if libc_enodev == nix::errno::Errno::ENODEV as i32 => {
                     "this machine has no vsock device: the host's administrator adds one (vhost-vsock)"
                 }
-                _ => "hostsnapd does not listen there: ask the host's administrator; hostsnap doctor says more",
+                _ => {
+                    "hostsnapd does not listen there: ask the host's administrator; hostsnap doctor says more"
+                }
             };
             self.unreachable(&error.to_string(), hint)
         };

@@ -98,7 +98,10 @@ pub(super) fn disks(overview: &[DiskOverview], known: Result<&[DiskInfo], &WireE
             .collect();
         return self::json(&disks);
     }
-    out(&format!("{:<8}  {:<20}  {:>10}  {:<8}  {:<30}  {}\n", "NAME", "SERIAL", "SIZE", "DRIVER", "MOUNTED", "PROBLEM"));
+    out(&format!(
+        "{:<8}  {:<20}  {:>10}  {:<8}  {:<30}  {}\n",
+        "NAME", "SERIAL", "SIZE", "DRIVER", "MOUNTED", "PROBLEM"
+    ));
     for disk in overview {
         let mounts: Vec<_> = disk.mounts.iter().map(|(path, _)| path.display().to_string()).collect();
         out(&format!(

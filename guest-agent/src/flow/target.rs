@@ -39,9 +39,8 @@ pub(super) fn resolve(paths: &[PathBuf], host: &HostAddress) -> Result<Target, W
 }
 
 fn canonical(path: &Path) -> Result<PathBuf, WireError> {
-    path.canonicalize().map_err(|error| {
-        of_topology(&TopologyError::Path { path: path.to_owned(), why: error.to_string() })
-    })
+    path.canonicalize()
+        .map_err(|error| of_topology(&TopologyError::Path { path: path.to_owned(), why: error.to_string() }))
 }
 
 fn of_topology(error: &TopologyError) -> WireError {

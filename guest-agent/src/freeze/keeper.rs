@@ -19,10 +19,10 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use super::FreezeError;
 use super::expedite::Expedite;
 use super::lock::FreezeLock;
 use super::shared::{Shared, now_ns};
-use super::FreezeError;
 
 /// The hidden first argument by which this program becomes the keeper.
 pub const ARGUMENT: &str = "__thaw-keeper";
@@ -93,7 +93,8 @@ impl Handle {
         for mount in mounts {
             given.push(OwnedFd::from(mount.try_clone().map_err(failed("share a mount point"))?));
         }
-        let mappings = (CONTROL_FD..).zip(given).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
+        let mappings =
+            (CONTROL_FD..).zip(given).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
         let mut command = Command::new(program);
         command
             .arg(ARGUMENT)
@@ -113,7 +114,9 @@ impl Handle {
         let handle = Self { child, control: ours, shared, expedite };
         match handle.wait_for(READY, Instant::now() + START_LIMIT) {
             true => Ok(handle),
-            false => Err(failed("wait until it is ready")(io::Error::other("it ended, or said nothing in time"))),
+            false => {
+                Err(failed("wait until it is ready")(io::Error::other("it ended, or said nothing in time")))
+            }
         }
     }
 
@@ -334,8 +337,7 @@ impl Keeper {
             if left.is_some_and(|left| left.is_zero()) {
                 return Wake::Deadline;
             }
-            let mut fds =
-                [PollFd::new(&self.control, PollFlags::IN), PollFd::new(done, PollFlags::IN)];
+            let mut fds = [PollFd::new(&self.control, PollFlags::IN), PollFd::new(done, PollFlags::IN)];
             let watched = if working { &mut fds[..] } else { &mut fds[..1] };
             match poll(watched, left.map(timespec).as_ref()) {
                 Ok(0) | Err(rustix::io::Errno::INTR) => continue,

@@ -69,8 +69,10 @@ pub fn live() -> Result<Capture, TopologyError> {
 }
 
 fn devices(class: &Path) -> Result<Vec<Device>, TopologyError> {
-    let unreadable =
-        |error: std::io::Error| TopologyError::Read { what: class.display().to_string(), why: error.to_string() };
+    let unreadable = |error: std::io::Error| TopologyError::Read {
+        what: class.display().to_string(),
+        why: error.to_string(),
+    };
     let mut devices = fs::read_dir(class)
         .map_err(unreadable)?
         .filter_map(|entry| device(&entry.ok()?.path()))

@@ -165,7 +165,8 @@ mod tests {
     #[test]
     fn a_covered_mount_is_not_visible() {
         let mounts = parse(TABLE);
-        let hidden: Vec<_> = mounts.iter().filter(|mount| !is_visible(&mounts, mount)).map(|m| m.id).collect();
+        let hidden: Vec<_> =
+            mounts.iter().filter(|mount| !is_visible(&mounts, mount)).map(|m| m.id).collect();
         assert_eq!(hidden, [34, 35]);
     }
 

@@ -170,7 +170,9 @@ fn disks_under(
 fn why_not_on_disk(fs_type: &str) -> &'static str {
     match fs_type {
         "tmpfs" | "ramfs" | "rootfs" => "which lives in memory and is on no disk; leave it out",
-        "overlay" => "which has no disk of its own; ask for the path of its upper directory (upperdir= in /proc/mounts)",
+        "overlay" => {
+            "which has no disk of its own; ask for the path of its upper directory (upperdir= in /proc/mounts)"
+        }
         "nfs" | "nfs4" | "cifs" | "smb3" | "ceph" | "9p" | "virtiofs" | "glusterfs" => {
             "which another machine keeps; take the snapshot there"
         }

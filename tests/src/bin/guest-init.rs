@@ -19,7 +19,9 @@ fn main() {
 }
 
 fn serve() -> anyhow::Result<()> {
-    for (kind, at) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run"), ("tmpfs", "/tmp")] {
+    for (kind, at) in
+        [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run"), ("tmpfs", "/tmp")]
+    {
         fs::create_dir_all(at)?;
         run(&format!("/bin/busybox mount -t {kind} {kind} {at}"));
     }
@@ -32,9 +34,11 @@ fn serve() -> anyhow::Result<()> {
             None => std::thread::sleep(Duration::from_millis(20)),
         }
     };
-    let writer = Arc::new(Mutex::new(File::options().write(true).open(&port)?));
+    // A port can be opened once.
+    let port = File::options().read(true).write(true).open(port)?;
+    let writer = Arc::new(Mutex::new(port.try_clone()?));
     say(&writer, &Say::Booted);
-    for line in BufReader::new(File::open(&port)?).lines() {
+    for line in BufReader::new(port).lines() {
         let ask: Ask = serde_json::from_str(&line?)?;
         let writer = Arc::clone(&writer);
         std::thread::spawn(move || {

@@ -1,0 +1,25 @@
+//! The main job.
+
+use super::stage::{Stage, Writer, records_in};
+
+#[test]
+fn a_snapshot_under_load_holds_every_acknowledged_record() {
+    let stage = Stage::set("under-load", &["data"]);
+    stage.mount("/dev/vda", "/data");
+    let writer = Writer::start(&stage.vm, "/data/records");
+
+    let before = writer.acknowledged();
+    let snapshot = stage.create("/data --label why=test");
+    let after = writer.acknowledged();
+
+    assert_eq!(snapshot["consistency"], "filesystem", "{snapshot}");
+    assert_eq!(snapshot["state"], "ready");
+    let held = records_in(&stage.image(&snapshot, "data"), "records");
+    assert!(held >= before && held <= after + 1, "{before} ≤ {held} ≤ {after}");
+    writer.goes_on();
+
+    let listed = stage.vm.guest.json("hostsnap --json list");
+    assert_eq!(listed[0]["id"], snapshot["id"]);
+    assert_eq!(stage.service.json(&["list"])[0]["id"], snapshot["id"]);
+    assert_eq!(stage.vm.guest.json("hostsnap --json show latest")["labels"]["why"], "test");
+}

@@ -1,0 +1,110 @@
+//! What most stories begin with: a machine with an ext4 data disk, an application that writes to it,
+//! and the service.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use harness::hostsnapd::{self, Hostsnapd, Machine};
+use harness::loopfs::{self, Kind, LoopFs};
+use harness::records;
+use harness::vm::{Plan, Vm, blank_image};
+use harness::wait::wait_until;
+use serde_json::Value;
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+
+/// A machine, its store, and the service.
+pub(crate) struct Stage {
+    pub(crate) vm: Vm,
+    pub(crate) service: Hostsnapd,
+    pub(crate) store: LoopFs,
+    pub(crate) images: Vec<PathBuf>,
+}
+
+impl Stage {
+    /// One machine with these disks, on an XFS store by the driver reflink.
+    pub(crate) fn set(name: &str, serials: &[&str]) -> Self {
+        Self::planned(Plan::new(name), serials, "")
+    }
+
+    /// As `set`, with more of the machine and more lines of its `[[vm]]`.
+    pub(crate) fn planned(plan: Plan, serials: &[&str], more: &str) -> Self {
+        let store = LoopFs::new(Kind::Xfs, 1024);
+        let images: Vec<_> =
+            serials.iter().map(|serial| blank_image(&store.path(), &format!("{serial}.img"), 128)).collect();
+        let plan = images.iter().zip(serials).fold(plan, |plan, (image, serial)| plan.disk(image, serial));
+        let vm = plan.boot();
+        let disks = serials.iter().zip(&images).map(|(serial, image)| (*serial, image.as_path())).collect();
+        let machine = Machine { vm: &vm, name: "app", disks, more };
+        let service = Hostsnapd::start(&hostsnapd::config("reflink", &store.path(), &[machine]));
+        Self { vm, service, store, images }
+    }
+
+    /// Makes an ext4 file system on a device and mounts it.
+    pub(crate) fn mount(&self, device: &str, at: &str) {
+        self.vm.guest.sh(&format!("mkfs.ext4 -q {device} && mkdir -p {at} && mount {device} {at}"));
+    }
+
+    /// Takes a snapshot from inside the guest.
+    #[track_caller]
+    pub(crate) fn create(&self, arguments: &str) -> Value {
+        self.vm.guest.json(&format!("hostsnap --json create {arguments}"))
+    }
+
+    /// The image of a disk in a snapshot.
+    pub(crate) fn image(&self, snapshot: &Value, serial: &str) -> PathBuf {
+        let id = snapshot["id"].as_str().expect("an id");
+        let file = format!("{serial}.img");
+        self.store.path().join(".hostsnap").join(self.vm.uuid()).join(id).join(file)
+    }
+
+    /// What the storage holds of snapshots, whole or not.
+    pub(crate) fn on_storage(&self) -> Vec<String> {
+        let folder = self.store.path().join(".hostsnap").join(self.vm.uuid());
+        let Ok(read) = std::fs::read_dir(folder) else { return Vec::new() };
+        read.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+}
+
+/// The application.
+pub(crate) struct Writer<'a> {
+    vm: &'a Vm,
+    status: String,
+}
+
+impl<'a> Writer<'a> {
+    /// Starts it, writing to this file in the guest.
+    pub(crate) fn start(vm: &'a Vm, file: &str) -> Self {
+        let status = format!("/run/status-{}", file.replace('/', "-"));
+        vm.guest.spawn(&format!("exec app-writer run {file} {status}"));
+        let writer = Self { vm, status };
+        wait_until("the application writes", LIMIT, || writer.acknowledged() > 10);
+        writer
+    }
+
+    /// How many records were acknowledged.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        let text = self.vm.guest.run(&format!("cat {}", self.status)).stdout;
+        text.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0)
+    }
+
+    /// Waits until it has written more.
+    pub(crate) fn goes_on(&self) {
+        let before = self.acknowledged();
+        wait_until("the application goes on", LIMIT, || self.acknowledged() > before);
+    }
+}
+
+/// Mounts an image read-only on the host and counts the records in a file of it. The file system
+/// must need no recovery.
+pub(crate) fn records_in(image: &Path, file: &str) -> u64 {
+    let header = loopfs::run(Command::new("dumpe2fs").arg("-h").arg(image));
+    assert!(!header.contains("needs_recovery"), "the journal was not empty:\n{header}");
+    loopfs::run(Command::new("e2fsck").arg("-fn").arg(image));
+    let folder = tempfile::tempdir().expect("a folder");
+    loopfs::run(Command::new("mount").args(["-o", "ro,loop,noload"]).arg(image).arg(folder.path()));
+    let counted = records::verify(&folder.path().join(file));
+    loopfs::run(Command::new("umount").arg(folder.path()));
+    counted.expect("the records")
+}
