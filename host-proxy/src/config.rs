@@ -4,6 +4,7 @@
 //! that can be found at once are reported at once.
 
 mod check;
+mod place;
 mod units;
 
 use std::collections::BTreeSet;
@@ -101,8 +102,6 @@ pub struct Vm {
     pub quota: Quota,
     /// Its disks.
     pub disks: Vec<Disk>,
-    /// Where it stands in the file, for errors.
-    span: std::ops::Range<usize>,
 }
 
 /// How a virtual machine comes in.
@@ -202,14 +201,13 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
-            ConfigError::Mistakes(check::at(path, text, at, error.message()))
+            ConfigError::Mistakes(check::tell(path, text, at, error.message()))
         })?;
-        let mistakes = check::mistakes(&config);
+        let mistakes = check::mistakes(&config, text);
         if mistakes.is_empty() {
             return Ok(config);
         }
-        let lines: Vec<_> =
-            mistakes.iter().map(|mistake| check::at(path, text, mistake.at, &mistake.what)).collect();
+        let lines: Vec<_> = mistakes.iter().map(|mistake| mistake.tell(path, text)).collect();
         Err(ConfigError::Mistakes(lines.join("\n")))
     }
 }
@@ -219,7 +217,7 @@ impl<'de> Deserialize<'de> for Vm {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Raw {
-            name: Spanned<Name>,
+            name: Name,
             uuid: VmUuid,
             cid: Option<u32>,
             socket: Option<PathBuf>,
@@ -239,13 +237,12 @@ impl<'de> Deserialize<'de> for Vm {
             _ => {
                 return Err(serde::de::Error::custom(format!(
                     "the machine {} needs exactly one of `cid` (AF_VSOCK) and `socket` (hybrid vsock)",
-                    raw.name.get_ref()
+                    raw.name
                 )));
             }
         };
         Ok(Self {
-            span: raw.name.span(),
-            name: raw.name.into_inner(),
+            name: raw.name,
             uuid: raw.uuid,
             peer,
             qmp: raw.qmp,
@@ -279,3 +276,6 @@ impl fmt::Display for PeerId {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

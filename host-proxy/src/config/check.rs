@@ -2,180 +2,231 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
+use std::time::Duration;
 
-use super::{Config, DriverKind, PeerId, Vm};
+use super::place::{DiskPlaces, Places, VmPlaces, start};
+use super::{Config, Disk, DriverKind, PeerId, Vm};
+
+/// How many disks one virtual machine may have; as many as a message can name.
+const MAX_DISKS: usize = 64;
+/// The longest path of a Unix socket, in bytes: `sun_path` has 108 with its final zero (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+/// The longest lease that makes sense. A guest's frozen file systems are thawed long before.
+const MAX_LEASE: Duration = Duration::from_secs(3600);
 
 /// One mistake and where in the text it stands.
 pub(super) struct Mistake {
-    pub(super) at: usize,
-    pub(super) what: String,
+    at: usize,
+    what: String,
 }
 
-/// `file:line:column: what`, as editors and compilers understand it.
-pub(super) fn at(path: &Path, text: &str, offset: usize, what: &str) -> String {
-    let before = &text[..offset.min(text.len())];
-    let line = before.matches('\n').count() + 1;
+impl Mistake {
+    /// `file:line:column: what`, as editors and compilers understand it.
+    pub(super) fn tell(&self, path: &Path, text: &str) -> String {
+        tell(path, text, self.at, &self.what)
+    }
+}
+
+/// `file:line:column: what`.
+pub(super) fn tell(path: &Path, text: &str, offset: usize, what: &str) -> String {
+    let before = text.get(..offset).unwrap_or(text);
     let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-    format!("{}:{line}:{column}: {what}", path.display())
+    format!("{}:{}:{column}: {what}", path.display(), line_of(text, offset))
 }
 
-/// All mistakes of a configuration whose keys and types are right.
-pub(super) fn mistakes(config: &Config) -> Vec<Mistake> {
-    let mut found = Vec::new();
-    let mut say = |at: usize, what: String| found.push(Mistake { at, what });
+fn line_of(text: &str, offset: usize) -> usize {
+    text.get(..offset).unwrap_or(text).matches('\n').count() + 1
+}
 
-    twice(config.stores.iter().map(|store| (store.name.get_ref(), store.name.span().start)))
-        .for_each(|(name, at)| say(at, format!("a second store is named {name:?}")));
-    for store in &config.stores {
-        if !store.path.get_ref().is_absolute() {
-            say(store.path.span().start, "the store's path must be absolute".to_owned());
+/// All mistakes of a configuration whose keys and types are right, in the order of the text.
+pub(super) fn mistakes(config: &Config, text: &str) -> Vec<Mistake> {
+    let places = Places::of(text);
+    let mut found = Found { text, mistakes: Vec::new() };
+    service(config, &places, &mut found);
+    stores(config, &places, &mut found);
+    vms(config, &places, &mut found);
+    for (vm, places) in config.vms.iter().zip(&places.vm) {
+        one_vm(config, vm, places, &mut found);
+    }
+    found.mistakes.sort_by_key(|mistake| mistake.at);
+    found.mistakes
+}
+
+struct Found<'a> {
+    text: &'a str,
+    mistakes: Vec<Mistake>,
+}
+
+impl Found<'_> {
+    fn say(&mut self, at: usize, what: String) {
+        self.mistakes.push(Mistake { at, what });
+    }
+
+    /// Whatever is there a second time, with the line of the first.
+    fn twice<T: Eq + Hash>(&mut self, all: impl Iterator<Item = (T, usize)>, what: impl Fn(&T) -> String) {
+        let mut seen: HashMap<T, usize> = HashMap::new();
+        for (one, at) in all {
+            match seen.get(&one) {
+                Some(first) => {
+                    let line = line_of(self.text, *first);
+                    self.say(at, format!("{}; the first is on line {line}", what(&one)));
+                }
+                None => {
+                    seen.insert(one, at);
+                }
+            }
         }
     }
 
-    let vms = || config.vms.iter().map(|vm| (vm, vm.span.start));
-    twice(vms().map(|(vm, at)| (&vm.name, at)))
-        .for_each(|(name, at)| say(at, format!("a second virtual machine is named {name}")));
-    twice(vms().map(|(vm, at)| (vm.uuid, at)))
-        .for_each(|(uuid, at)| say(at, format!("a second virtual machine has the UUID {uuid}")));
-    twice(vms().map(|(vm, at)| (&vm.peer, at)))
-        .for_each(|(peer, at)| say(at, format!("a second virtual machine comes in by {peer}")));
-    twice(
-        config
-            .vms
-            .iter()
-            .flat_map(|vm| vm.disks.iter().map(|disk| (disk.path.get_ref(), disk.path.span().start))),
-    )
-    .for_each(|(path, at)| say(at, format!("a second disk is {}", path.display())));
-
-    for (vm, at) in vms() {
-        check_vm(config, vm, at, &mut say);
+    /// A path means the same whoever reads it, and can be compared with another.
+    fn path(&mut self, at: usize, path: &Path, whose: &str) {
+        if !path.is_absolute() {
+            self.say(at, format!("{whose} must be an absolute path, not {}", path.display()));
+        } else if path.components().any(|part| part == Component::ParentDir) {
+            self.say(at, format!("{whose} must not hold \"..\": {}", path.display()));
+        }
     }
-    found
+
+    fn socket(&mut self, at: usize, path: &Path, suffix: &str, whose: &str) {
+        self.path(at, path, whose);
+        let bytes = path.as_os_str().as_bytes().len() + suffix.len();
+        if bytes > MAX_SOCKET_PATH {
+            self.say(
+                at,
+                format!(
+                    "{whose} has {bytes} bytes{}; a Unix socket's path has at most {MAX_SOCKET_PATH}",
+                    if suffix.is_empty() { String::new() } else { format!(" with {suffix}") }
+                ),
+            );
+        }
+    }
 }
 
-fn check_vm(config: &Config, vm: &Vm, at: usize, say: &mut impl FnMut(usize, String)) {
+fn service(config: &Config, places: &Places, found: &mut Found<'_>) {
+    let (service, places) = (&config.service, &places.service);
+    found.path(start(&places.state_dir), &service.state_dir, "state_dir");
+    found.socket(start(&places.control_socket), &service.control_socket, "", "control_socket");
+    if service.max_connections_per_vm == 0 {
+        found.say(
+            start(&places.max_connections_per_vm),
+            "max_connections_per_vm must be at least 1".to_owned(),
+        );
+    }
+    if service.max_lease > MAX_LEASE {
+        found.say(start(&places.max_lease), format!("max_lease must be at most {}s", MAX_LEASE.as_secs()));
+    }
+}
+
+fn stores(config: &Config, places: &Places, found: &mut Found<'_>) {
+    let stores = || config.stores.iter().zip(&places.store);
+    found.twice(stores().map(|(store, place)| (store.name.get_ref(), start(&place.name))), |name| {
+        format!("a second store is named {name:?}")
+    });
+    // Each would take the other's snapshots for its own.
+    found.twice(stores().map(|(store, place)| (store.path.get_ref(), start(&place.path))), |path| {
+        format!("a second store is in {}", path.display())
+    });
+    for (store, place) in stores() {
+        found.path(start(&place.path), store.path.get_ref(), "the store's path");
+        if store.name.get_ref().is_empty() {
+            found.say(start(&place.name), "the store's name is empty".to_owned());
+        }
+    }
+}
+
+/// What no two virtual machines may share. Each would get at what is the other's.
+fn vms(config: &Config, places: &Places, found: &mut Found<'_>) {
+    let vms = || config.vms.iter().zip(&places.vm);
+    found.twice(vms().map(|(vm, place)| (&vm.name, start(&place.name))), |name| {
+        format!("a second virtual machine is named {name}")
+    });
+    found.twice(vms().map(|(vm, place)| (vm.uuid, start(&place.uuid))), |uuid| {
+        format!("a second virtual machine has the UUID {uuid}")
+    });
+    found.twice(vms().map(|(vm, place)| (&vm.peer, peer_at(vm, place))), |peer| {
+        format!("a second virtual machine comes in by {peer}")
+    });
+    found.twice(vms().filter_map(|(vm, place)| Some((vm.qmp.as_ref()?, start(&place.qmp)))), |path| {
+        format!("a second virtual machine has the QMP socket {}", path.display())
+    });
+    let disks = vms().flat_map(|(vm, place)| vm.disks.iter().zip(&place.disk));
+    found.twice(disks.map(|(disk, place)| (disk.path.get_ref(), start(&place.path))), |path| {
+        format!("a second disk is {}", path.display())
+    });
+}
+
+fn peer_at(vm: &Vm, place: &VmPlaces) -> usize {
+    match vm.peer {
+        PeerId::Cid(_) => start(&place.cid),
+        PeerId::Socket(_) => start(&place.socket),
+    }
+}
+
+fn one_vm(config: &Config, vm: &Vm, places: &VmPlaces, found: &mut Found<'_>) {
     if vm.uuid.as_uuid().is_nil() {
-        say(at, format!("the UUID of {} is nil; give it its own (uuidgen)", vm.name));
+        found.say(start(&places.uuid), format!("the UUID of {} is nil; give it its own (uuidgen)", vm.name));
     }
     match &vm.peer {
+        PeerId::Cid(_) if !config.service.listen_vsock => found.say(
+            start(&places.cid),
+            format!("{} has a CID, but [service] listen_vsock is false: it could never come in", vm.name),
+        ),
         PeerId::Cid(1) if config.service.allow_local_cid => {}
-        PeerId::Cid(cid @ (0..=2 | u32::MAX)) => {
-            say(at, format!("{} has the CID {cid}, which is reserved; guests have 3 and above", vm.name));
-        }
-        PeerId::Socket(path) if !path.is_absolute() => {
-            say(at, format!("the socket of {} must be an absolute path", vm.name));
-        }
-        PeerId::Cid(_) | PeerId::Socket(_) => {}
-    }
-    if vm.disks.len() > 64 {
-        say(at, format!("{} has {} disks; at most 64 are supported", vm.name, vm.disks.len()));
-    }
-    twice(vm.disks.iter().map(|disk| (disk.serial.virtio(), disk.path.span().start))).for_each(
-        |(serial, at)| {
-            say(at, format!(
-                "two disks of {} have the serial {serial} in the 20 bytes that virtio carries; the guest could not tell them apart",
-                vm.name
-            ));
-        },
-    );
-    for disk in &vm.disks {
-        if !disk.path.get_ref().is_absolute() {
-            say(disk.path.span().start, format!("the path of the disk {} must be absolute", disk.serial));
-        }
-        let store = config.stores.iter().find(|store| store.name.get_ref() == disk.store.get_ref());
-        match store {
-            None => {
-                let names: Vec<_> = config.stores.iter().map(|store| store.name.get_ref().as_str()).collect();
-                say(
-                    disk.store.span().start,
-                    format!("there is no store {:?}; there are: {}", disk.store.get_ref(), names.join(", ")),
-                );
-            }
-            Some(store) if store.driver == DriverKind::Qemu && vm.qmp.is_none() => say(
-                disk.store.span().start,
-                format!("the driver qemu needs the QMP socket of {}: add qmp = \"/path\"", vm.name),
-            ),
-            Some(_) => {}
+        PeerId::Cid(cid @ (0..=2 | u32::MAX)) => found.say(
+            start(&places.cid),
+            format!("{} has the CID {cid}, which is reserved; guests have 3 and above", vm.name),
+        ),
+        PeerId::Cid(_) => {}
+        PeerId::Socket(path) => {
+            let suffix = format!("_{}", protocol::PORT);
+            found.socket(start(&places.socket), path, &suffix, &format!("the socket of {}", vm.name));
         }
     }
-}
-
-/// Those that came before, each with where it came again.
-fn twice<T: Eq + Hash + Clone>(all: impl Iterator<Item = (T, usize)>) -> impl Iterator<Item = (T, usize)> {
-    let mut seen: HashMap<T, usize> = HashMap::new();
-    all.filter(move |(one, at)| seen.insert(one.clone(), *at).is_some())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::super::Config;
-
-    const GOOD: &str = r#"
-[[store]]
-name = "images"
-driver = "reflink"
-path = "/srv/images"
-min_free = "1GiB"
-
-[[vm]]
-name = "db1"
-uuid = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01"
-cid = 42
-[[vm.disk]]
-serial = "data"
-store = "images"
-path = "/srv/images/data.img"
-format = "raw"
-"#;
-
-    fn errors(text: &str) -> String {
-        Config::parse(text, Path::new("hostsnapd.toml")).unwrap_err().to_string()
+    if let Some(path) = &vm.qmp {
+        found.socket(start(&places.qmp), path, "", &format!("the QMP socket of {}", vm.name));
     }
-
-    #[test]
-    fn a_good_configuration_has_sane_defaults() {
-        let config = Config::parse(GOOD, Path::new("x")).unwrap();
-        assert_eq!(config.stores[0].min_free, 1 << 30);
-        assert!(config.service.require_privileged_port && !config.service.allow_local_cid);
-        assert_eq!(config.vms[0].quota.snapshots, 100);
-    }
-
-    #[test]
-    fn mistakes_name_file_line_and_what_is_allowed() {
-        for (from, to, line, words) in [
-            ("min_free", "min_fre", 6, "expected one of `name`, `driver`, `path`, `min_free`"),
-            ("\"reflink\"", "\"zfs2\"", 4, "expected one of `qemu`, `reflink`, `btrfs`"),
-            ("cid = 42", "cid = 2", 9, "reserved"),
-            ("cid = 42", "", 8, "exactly one of `cid`"),
-            ("store = \"images\"", "store = \"image\"", 14, "there are: images"),
-            ("1GiB", "1GB", 6, "10GiB"),
-            ("\"/srv/images/data.img\"", "\"data.img\"", 15, "absolute"),
-            ("3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01", "00000000-0000-0000-0000-000000000000", 9, "nil"),
-        ] {
-            let told = errors(&GOOD.replacen(from, to, 1));
-            assert!(told.contains(words), "{from} → {to}: {told}");
-            assert!(told.contains(&format!("hostsnapd.toml:{line}:")), "{from} → {to}: {told}");
-        }
-    }
-
-    #[test]
-    fn all_mistakes_are_told_at_once() {
-        let text = GOOD.replace("cid = 42", "cid = 1").replace("store = \"images\"", "store = \"x\"");
-        let told = errors(&text);
-        assert!(told.contains("reserved") && told.contains("no store"), "{told}");
-    }
-
-    #[test]
-    fn two_disks_that_virtio_cannot_tell_apart_are_refused() {
-        let second = GOOD.split("[[vm.disk]]").nth(1).unwrap();
-        let text = format!(
-            "{}[[vm.disk]]{}",
-            GOOD.replace("\"data\"", "\"pvc-7286dfe6-7c44-40-A\""),
-            second.replace("\"data\"", "\"pvc-7286dfe6-7c44-40-B\"").replace("data.img", "b.img"),
+    if vm.disks.len() > MAX_DISKS {
+        let count = vm.disks.len();
+        found.say(
+            start(&places.name),
+            format!("{} has {count} disks; at most {MAX_DISKS} are supported", vm.name),
         );
-        assert!(errors(&text).contains("could not tell them apart"), "{}", errors(&text));
+    }
+    let disks = || vm.disks.iter().zip(&places.disk);
+    found.twice(disks().map(|(disk, place)| (disk.serial.virtio(), start(&place.serial))), |serial| {
+        format!(
+            "two disks of {} have the serial {serial} in the 20 bytes that virtio carries; \
+             the guest could not tell them apart",
+            vm.name
+        )
+    });
+    for (disk, places) in disks() {
+        one_disk(config, vm, disk, places, found);
+    }
+}
+
+fn one_disk(config: &Config, vm: &Vm, disk: &Disk, places: &DiskPlaces, found: &mut Found<'_>) {
+    found.path(start(&places.path), disk.path.get_ref(), &format!("the path of the disk {}", disk.serial));
+    // Cutting a snapshot as if it were a disk would never end.
+    if disk.path.get_ref().components().any(|part| part.as_os_str() == ".hostsnap") {
+        let what = format!("the disk {} is in a store's folder of snapshots (.hostsnap)", disk.serial);
+        found.say(start(&places.path), what);
+    }
+    match config.stores.iter().find(|store| store.name.get_ref() == disk.store.get_ref()) {
+        None => {
+            let names: Vec<_> = config.stores.iter().map(|store| store.name.get_ref().as_str()).collect();
+            let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            found.say(
+                start(&places.store),
+                format!("there is no store {:?}; there are: {there}", disk.store.get_ref()),
+            );
+        }
+        Some(store) if store.driver == DriverKind::Qemu && vm.qmp.is_none() => found.say(
+            start(&places.store),
+            format!("the driver qemu needs the QMP socket of {}: add qmp = \"/path\"", vm.name),
+        ),
+        Some(_) => {}
     }
 }

@@ -1,0 +1,137 @@
+//! What a configuration may say, and how its mistakes are told.
+
+use std::path::Path;
+
+use super::Config;
+
+const GOOD: &str = r#"
+[[store]]
+name = "images"
+driver = "reflink"
+path = "/srv/images"
+min_free = "1GiB"
+
+[[vm]]
+name = "db1"
+uuid = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01"
+cid = 42
+[[vm.disk]]
+serial = "data"
+store = "images"
+path = "/srv/images/data.img"
+format = "raw"
+"#;
+
+fn errors(text: &str) -> String {
+    Config::parse(text, Path::new("hostsnapd.toml")).unwrap_err().to_string()
+}
+
+#[test]
+fn a_good_configuration_has_sane_defaults() {
+    let config = Config::parse(GOOD, Path::new("x")).unwrap();
+    assert_eq!(config.stores[0].min_free, 1 << 30);
+    assert!(config.service.require_privileged_port && !config.service.allow_local_cid);
+    assert_eq!(config.vms[0].quota.snapshots, 100);
+}
+
+#[test]
+fn mistakes_name_file_line_and_what_is_allowed() {
+    for (from, to, line, words) in [
+        ("min_free", "min_fre", 6, "expected one of `name`, `driver`, `path`, `min_free`"),
+        ("\"reflink\"", "\"zfs2\"", 4, "expected one of `qemu`, `reflink`, `btrfs`"),
+        ("cid = 42", "cid = 2", 11, "reserved"),
+        ("cid = 42", "", 8, "exactly one of `cid`"),
+        ("store = \"images\"", "store = \"image\"", 14, "there are: images"),
+        ("1GiB", "1GB", 6, "10GiB"),
+        ("\"/srv/images/data.img\"", "\"data.img\"", 15, "absolute"),
+        ("3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01", "00000000-0000-0000-0000-000000000000", 10, "nil"),
+        ("cid = 42", "cid = 4294967295", 11, "reserved"),
+        ("cid = 42", "socket = \"run/db1\"", 11, "absolute"),
+        ("\"/srv/images\"", "\"/srv/../images\"", 5, "\"..\""),
+        ("\"data\"", "\"my data\"", 13, "ASCII"),
+        ("data.img", ".hostsnap/x/data.img", 15, ".hostsnap"),
+        ("\"raw\"", "\"vmdk\"", 16, "expected `raw` or `qcow2`"),
+        ("\"reflink\"", "\"qemu\"", 14, "add qmp"),
+        ("\n[[store]]", "[service]\nmax_lease = \"soon\"\n[[store]]", 2, "90s"),
+        ("\n[[store]]", "[service]\nmax_lease = \"2h\"\n[[store]]", 2, "at most 3600s"),
+        ("\n[[store]]", "[service]\nmax_connections_per_vm = 0\n[[store]]", 2, "at least 1"),
+        ("\n[[store]]", "[service]\nstate_dir = \"var\"\n[[store]]", 2, "absolute"),
+        ("cid = 42", "cid = 42\nallow = [\"restore\"]", 12, "expected one of `create`, `list`, `delete`"),
+    ] {
+        let told = errors(&GOOD.replacen(from, to, 1));
+        assert!(told.contains(words), "{from} → {to}: {told}");
+        assert!(told.contains(&format!("hostsnapd.toml:{line}:")), "{from} → {to}: {told}");
+    }
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let text = GOOD.replace("cid = 42", "cid = 1").replace("store = \"images\"", "store = \"x\"");
+    let told = errors(&text);
+    assert!(told.contains("reserved") && told.contains("no store"), "{told}");
+}
+
+#[test]
+fn two_disks_that_virtio_cannot_tell_apart_are_refused() {
+    let second = GOOD.split("[[vm.disk]]").nth(1).unwrap();
+    let text = format!(
+        "{}[[vm.disk]]{}",
+        GOOD.replace("\"data\"", "\"pvc-7286dfe6-7c44-40-A\""),
+        second.replace("\"data\"", "\"pvc-7286dfe6-7c44-40-B\"").replace("data.img", "b.img"),
+    );
+    assert!(errors(&text).contains("could not tell them apart"), "{}", errors(&text));
+}
+
+#[test]
+fn two_machines_that_share_a_way_in_or_a_disk_are_refused_and_both_lines_are_named() {
+    let vm = GOOD.split("[[vm]]").nth(1).unwrap();
+    let second = vm
+        .replace("\"db1\"", "\"db2\"")
+        .replace("3f1f54c2", "4f1f54c2")
+        .replace("cid = 42", "cid = 43")
+        .replace("data.img", "other.img");
+    let good = format!("{GOOD}[[vm]]{second}");
+    Config::parse(&good, Path::new("x")).unwrap();
+    for (from, to, line, words) in [
+        ("\"db2\"", "\"db1\"", 18, "named db1; the first is on line 9"),
+        ("4f1f54c2", "3f1f54c2", 19, "the first is on line 10"),
+        ("cid = 43", "cid = 42", 20, "comes in by cid 42; the first is on line 11"),
+        ("other.img", "data.img", 24, "data.img; the first is on line 15"),
+        // The same file, written differently.
+        ("/srv/images/other.img", "/srv//images/./data.img", 24, "the first is on line 15"),
+    ] {
+        let told = errors(&good.replace(from, to));
+        assert!(told.contains(words), "{from} → {to}: {told}");
+        assert!(told.contains(&format!("hostsnapd.toml:{line}:")), "{from} → {to}: {told}");
+    }
+    let qmp = good
+        .replace("cid = 42", "cid = 42\nqmp = \"/run/q\"")
+        .replace("cid = 43", "cid = 43\nqmp = \"/run/q\"");
+    assert!(errors(&qmp).contains("QMP socket /run/q; the first is on line 12"), "{}", errors(&qmp));
+}
+
+#[test]
+fn a_machine_with_a_cid_needs_somebody_who_listens_on_vsock() {
+    let deaf = format!("[service]\nlisten_vsock = false\n{GOOD}");
+    assert!(errors(&deaf).contains("could never come in"), "{}", errors(&deaf));
+    let hybrid = deaf.replace("cid = 42", "socket = \"/run/vm/db1.vsock\"");
+    Config::parse(&hybrid, Path::new("x")).unwrap();
+}
+
+#[test]
+fn a_socket_whose_path_no_kernel_takes_is_refused_with_the_port_counted() {
+    let with = |len: usize| {
+        let path = format!("/run/{}", "v".repeat(len - "/run/".len()));
+        GOOD.replace("cid = 42", &format!("socket = {path:?}"))
+    };
+    Config::parse(&with(103), Path::new("x")).unwrap();
+    assert!(errors(&with(104)).contains("108 bytes with _989"), "{}", errors(&with(104)));
+}
+
+#[test]
+fn no_text_however_broken_makes_it_panic() {
+    for cut in (0..GOOD.len()).filter(|at| GOOD.is_char_boundary(*at)) {
+        let _ = Config::parse(&GOOD[..cut], Path::new("x"));
+    }
+    assert!(errors("name = \"é\"\n[[vm").contains("hostsnapd.toml:"));
+}
