@@ -20,7 +20,7 @@ use crate::control::{ControlReply, ControlRequest};
 use crate::service::chain;
 use crate::transport;
 
-mod print;
+pub(crate) mod print;
 
 /// How long the service may be silent while it works.
 const SILENCE_LIMIT: Duration = Duration::from_secs(900);
@@ -34,7 +34,10 @@ pub fn run(command: Command) -> ExitCode {
         | Command::Create { ask, .. }
         | Command::Delete { ask, .. }
         | Command::Ping { ask, .. } => ask.output.json,
-        Command::Serve(_) | Command::Check { .. } | Command::GenDocs { .. } => false,
+        Command::Serve(_)
+        | Command::Check { .. }
+        | Command::RebuildCatalog { .. }
+        | Command::Audit { .. } => false,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
@@ -105,7 +108,10 @@ async fn dispatch(command: Command) -> Result<(), WireError> {
             ControlReply::Report(report) => print::report(&report, ask.output),
             other => return Err(unexpected(&other)),
         },
-        Command::Serve(_) | Command::Check { .. } | Command::GenDocs { .. } => {
+        Command::Serve(_)
+        | Command::Check { .. }
+        | Command::RebuildCatalog { .. }
+        | Command::Audit { .. } => {
             unreachable!("main runs these itself")
         }
     }

@@ -1,19 +1,32 @@
 //! One line per decision, refusals too: in the log and, as JSON, in a file of its own that only
-//! root reads. What is written down never stops what it is about.
+//! root reads. What is written down never stops what it is about. `read` shows it again.
+//!
+//! A guest can be refused as often as it likes, but not fill the host's disk with it: what goes beyond
+//! [`REFUSALS_A_MINUTE`] is counted, and the next line that is written tells how many there were.
 
-use std::fs::{self, File, OpenOptions};
+pub mod read;
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use protocol::text::Name;
+use protocol::text::{Line as Text, Name};
 use protocol::{DiskSerial, ErrorCode, SnapshotId, VmUuid, WireError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+/// The file's name in the state folder.
+pub const FILE: &str = "audit.log";
+/// How many lines a minute one machine gets for what was refused or failed; all peers that are no
+/// machine's share as many.
+pub const REFUSALS_A_MINUTE: u32 = 60;
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// What was decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decision {
     /// It was allowed and is done.
@@ -65,105 +78,126 @@ pub struct Event<'a> {
     pub took: Duration,
 }
 
+/// How a decision stands in the file. Fields are only added.
 #[derive(Serialize)]
 struct Line<'a> {
     time: String,
     verb: &'a str,
     vm: Option<&'a str>,
     vm_uuid: Option<String>,
-    peer: &'a str,
+    peer: Text,
     disks: Vec<&'a str>,
     snapshot: Option<String>,
     decision: Decision,
     code: Option<ErrorCode>,
     reason: Option<&'a str>,
     took_ms: u64,
+    /// How many lines like this were left out since the one before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_out: Option<u64>,
 }
 
 /// The audit log.
 pub struct Audit {
     path: PathBuf,
-    file: Mutex<File>,
+    state: Mutex<State>,
+}
+
+struct State {
+    file: File,
+    /// Whether the file does not end with a whole line.
+    torn: bool,
+    refusals: HashMap<Option<VmUuid>, Refusals>,
+}
+
+/// What one machine was refused.
+struct Refusals {
+    since: Instant,
+    lines: u32,
+    left_out: u64,
 }
 
 impl Audit {
     /// Opens `audit.log` in this folder, to append.
     pub fn open(folder: &Path) -> io::Result<Self> {
-        let path = folder.join("audit.log");
-        let file = Mutex::new(append_to(&path)?);
-        Ok(Self { path, file })
+        let path = folder.join(FILE);
+        let (file, torn) = append_to(&path)?;
+        Ok(Self { path, state: Mutex::new(State { file, torn, refusals: HashMap::new() }) })
     }
 
     /// Writes one decision down.
     pub fn note(&self, event: &Event<'_>) {
+        let mut state = self.state.lock().expect("no holder of this lock panics");
+        let Some(left_out) = state.admit(event, Instant::now()) else { return };
         let line = Line {
             time: protocol::view::rfc3339(crate::service::now()),
             verb: event.verb,
             vm: event.vm.map(Name::as_str),
             vm_uuid: event.vm_uuid.map(|uuid| uuid.to_string()),
-            peer: event.peer,
+            peer: Text::lossy(event.peer),
             disks: event.disks.iter().map(DiskSerial::as_str).collect(),
             snapshot: event.snapshot.map(|id| id.to_string()),
             decision: event.decision,
             code: event.error.map(|error| error.code),
             reason: event.error.map(|error| error.message.as_str()),
             took_ms: u64::try_from(event.took.as_millis()).unwrap_or(u64::MAX),
+            left_out: Some(left_out).filter(|count| *count > 0),
         };
         let mut json = serde_json::to_string(&line).expect("a line has no value that JSON lacks");
         tracing::info!(target: "audit", "{json}");
         json.push('\n');
-        if let Err(error) = self.append(json.as_bytes()) {
+        if let Err(error) = state.append(&self.path, &json) {
             tracing::error!("write to {}: {error}", self.path.display());
         }
     }
+}
+
+impl State {
+    /// Whether this line is written, and how many like it were not since the last one.
+    fn admit(&mut self, event: &Event<'_>, now: Instant) -> Option<u64> {
+        if event.decision == Decision::Done {
+            return Some(0);
+        }
+        let fresh = || Refusals { since: now, lines: 0, left_out: 0 };
+        let refusals = self.refusals.entry(event.vm_uuid).or_insert_with(fresh);
+        if now.duration_since(refusals.since) >= MINUTE {
+            *refusals = Refusals { left_out: refusals.left_out, ..fresh() };
+        }
+        if refusals.lines == REFUSALS_A_MINUTE {
+            refusals.left_out += 1;
+            return None;
+        }
+        refusals.lines += 1;
+        Some(std::mem::take(&mut refusals.left_out))
+    }
 
     /// A log that was rotated away is followed to its new file.
-    fn append(&self, line: &[u8]) -> io::Result<()> {
-        let mut file = self.file.lock().expect("no holder of this lock panics");
-        let ours = file.metadata().map(|meta| (meta.dev(), meta.ino()))?;
-        let there = fs::metadata(&self.path).map(|meta| (meta.dev(), meta.ino()));
+    fn append(&mut self, path: &Path, line: &str) -> io::Result<()> {
+        let ours = self.file.metadata().map(|meta| (meta.dev(), meta.ino()))?;
+        let there = fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
         if there.ok() != Some(ours) {
-            *file = append_to(&self.path)?;
+            (self.file, self.torn) = append_to(path)?;
         }
-        // One write: lines of two writers never mix.
-        file.write_all(line)
+        // One write: lines of two writers never mix. After one that stopped in the middle (no room)
+        // a new line is begun, so that it spoils no other.
+        let whole = if self.torn { format!("\n{line}") } else { line.to_owned() };
+        let written = self.file.write_all(whole.as_bytes());
+        self.torn = written.is_err();
+        written
     }
 }
 
-fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+/// The file, and whether its last line is torn.
+fn append_to(path: &Path) -> io::Result<(File, bool)> {
+    let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    let len = file.metadata()?.len();
+    let mut last = [b'\n'];
+    if len > 0 {
+        file.read_exact_at(&mut last, len - 1)?;
+    }
+    Ok((file, last != *b"\n"))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_is_one_line_and_a_rotated_log_is_followed() {
-        let folder = tempfile::tempdir().unwrap();
-        let audit = Audit::open(folder.path()).unwrap();
-        let error = WireError::new(ErrorCode::Refused, "no\nsecond line");
-        let event = Event {
-            verb: "delete",
-            vm: None,
-            vm_uuid: None,
-            peer: "vsock:42:1023",
-            disks: Vec::new(),
-            snapshot: None,
-            decision: Decision::of(error.code),
-            error: Some(&error),
-            took: Duration::from_millis(3),
-        };
-        audit.note(&event);
-        let path = folder.path().join("audit.log");
-        fs::rename(&path, folder.path().join("audit.log.1")).unwrap();
-        audit.note(&event);
-        for file in ["audit.log.1", "audit.log"] {
-            let text = fs::read_to_string(folder.path().join(file)).unwrap();
-            assert_eq!(text.lines().count(), 1, "{text}");
-            let line: serde_json::Value = serde_json::from_str(&text).unwrap();
-            assert_eq!(line["decision"], "refused");
-            assert_eq!(line["peer"], "vsock:42:1023");
-        }
-    }
-}
+mod tests;

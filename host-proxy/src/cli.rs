@@ -7,9 +7,18 @@ use clap::{Args, Parser, Subcommand};
 use protocol::text::{LabelKey, LabelValue, Name, Note, SnapshotRef};
 use protocol::{Consistency, RequestId};
 
+/// What every command's exit code means; the guest's program has the same.
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 internal error, 2 bad usage or configuration, 3 the service or the guest is not \
+reachable, 4 refused (policy, quota, lock), 5 not found, 6 not possible now (in use, unsupported), \
+7 consistency not reached, 8 the storage failed, 9 timed out.";
+
 /// Lets virtual machines take snapshots of their own disks.
+///
+/// `hostsnapd serve` is the service. All other commands are for the host's administrator: most ask the
+/// running service over its control socket, which only root can open.
 #[derive(Debug, Parser)]
-#[command(name = "hostsnapd", version, max_term_width = 100)]
+#[command(name = "hostsnapd", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -83,11 +92,34 @@ pub enum Command {
     },
     /// Compare the catalog with the storage and finish what is unfinished
     Reconcile(Ask),
-    /// Write man pages and completions into a folder
-    #[command(hide = true)]
-    GenDocs {
-        /// The folder
-        folder: PathBuf,
+    /// Make a new catalog from what the storage holds, while the service is stopped
+    ///
+    /// For a catalog that is damaged or lost. The old one is moved aside, never overwritten.
+    RebuildCatalog {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        config: ConfigFile,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        output: Output,
+    },
+    /// Show what was decided: done, refused, failed; the oldest first
+    ///
+    /// Reads the audit log itself, with the files that it was rotated to unless they are compressed.
+    /// With --json each line is one JSON object, as in the file.
+    Audit {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        config: ConfigFile,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        output: Output,
+        /// Only this virtual machine's
+        #[arg(long, value_name = "VM")]
+        vm: Option<Name>,
+        /// Only from then on: how long ago, such as 2h or 7d, or a moment, such as 2026-11-24T08:00:00Z
+        #[arg(long, value_name = "TIME", value_parser = crate::audit::read::since)]
+        since: Option<jiff::Timestamp>,
     },
 }
 

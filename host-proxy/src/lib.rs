@@ -11,7 +11,7 @@
 //! | [`catalog`], [`audit`] | what is known, what was decided |
 //! | [`control`], [`agent`] | the administrator's way in; the way to a guest's daemon |
 //! | [`world`], [`transport`] | a configuration made real; frames over streams |
-//! | [`serve`], [`check`], [`admin`] | the three ways to run the program, by [`cli`] |
+//! | [`serve`], [`check`], [`admin`], [`offline`] | the ways to run the program, by [`cli`] |
 
 pub mod admin;
 pub mod agent;
@@ -22,8 +22,8 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod drivers;
-pub mod gen_docs;
 pub mod listen;
+pub mod offline;
 pub mod policy;
 pub mod serve;
 pub mod service;

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::Parser;
+use host_proxy::audit::read::Filter;
 use host_proxy::cli::{Cli, Command};
-use host_proxy::{admin, check, gen_docs, serve};
+use host_proxy::{admin, check, offline, serve};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -15,8 +16,9 @@ fn main() -> ExitCode {
             succeed(serve::run(&file.config))
         }
         Command::Check { config, output } => check::run(&config.config, output),
-        Command::GenDocs { folder } => {
-            succeed(gen_docs::write(Cli::command(), &folder).map_err(anyhow::Error::from))
+        Command::RebuildCatalog { config, output } => offline::rebuild_catalog(&config.config, output),
+        Command::Audit { config, output, vm, since } => {
+            offline::audit(&config.config, &Filter { vm, since }, output)
         }
         command => admin::run(command),
     }

@@ -154,7 +154,7 @@ fn make_private_folder(path: &Path) -> Result<()> {
 }
 
 /// Two services would both reconcile the same storage.
-fn lock(state_dir: &Path) -> Result<File> {
+pub(crate) fn lock(state_dir: &Path) -> Result<File> {
     let path: PathBuf = state_dir.join("lock");
     let file = OpenOptions::new()
         .write(true)

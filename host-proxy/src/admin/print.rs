@@ -79,7 +79,7 @@ pub(super) fn pong(vm: &Name, facts: &AgentFacts, output: Output) {
     out(&format!("{vm}: agent {} is {phase}; answered in {} µs\n", facts.version, facts.round_trip_us));
 }
 
-pub(super) fn report(report: &Report, output: Output) {
+pub(crate) fn report(report: &Report, output: Output) {
     if output.json {
         return json(report, output);
     }

@@ -1,0 +1,189 @@
+//! What is in `packaging/` fits the programs: pages and completions are those of the command line,
+//! the example configuration is valid, the units are what systemd takes.
+//!
+//! `HOSTSNAP_BLESS=1 cargo test -p host-proxy --test packaging` writes the pages and completions anew.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command as Program;
+use std::{env, fs};
+
+use clap::{Command, CommandFactory};
+use clap_complete::Shell;
+use clap_mangen::Man;
+use host_proxy::config::Config;
+
+fn packaging() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging")
+}
+
+/// File name to contents.
+type Files = BTreeMap<String, String>;
+
+/// One page for each command; section 8, system administration (man(1)).
+fn man_pages(command: &Command, pages: &mut Files) {
+    command.get_subcommands().filter(|sub| !sub.is_hide_set()).for_each(|sub| man_pages(sub, pages));
+    let page = Man::new(command.clone()).section("8");
+    let mut text = Vec::new();
+    page.render(&mut text).unwrap();
+    pages.insert(page.get_filename(), String::from_utf8(text).unwrap());
+}
+
+fn completions(mut command: Command) -> Files {
+    let name = command.get_name().to_owned();
+    let file = |shell: Shell| {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut command, &name, &mut script);
+        let file = match shell {
+            Shell::Zsh => format!("_{name}"),
+            shell => format!("{name}.{shell}"),
+        };
+        (file, String::from_utf8(script).unwrap())
+    };
+    [Shell::Bash, Shell::Zsh, Shell::Fish].map(file).into()
+}
+
+/// The folder holds exactly these files for this program.
+fn compare(folder: &Path, program: &str, made: &Files) {
+    let belongs = |file: &str| {
+        let stem = file.trim_start_matches('_');
+        stem.strip_prefix(program).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '-']))
+    };
+    if env::var_os("HOSTSNAP_BLESS").is_some() {
+        fs::create_dir_all(folder).unwrap();
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            if belongs(entry.file_name().to_str().unwrap()) {
+                fs::remove_file(entry.path()).unwrap();
+            }
+        }
+        made.iter().for_each(|(file, text)| fs::write(folder.join(file), text).unwrap());
+    }
+    let there: Files = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| belongs(entry.file_name().to_str().unwrap()))
+        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read_to_string(entry.path()).unwrap()))
+        .collect();
+    let what_to_do = "HOSTSNAP_BLESS=1 cargo test -p host-proxy --test packaging";
+    let names = |files: &Files| files.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&there), names(made), "{}: run {what_to_do}", folder.display());
+    for (file, text) in made {
+        assert!(there[file] == *text, "{} is out of date: run {what_to_do}", folder.join(file).display());
+    }
+}
+
+fn is_up_to_date(command: Command) {
+    let name = command.get_name().to_owned();
+    let mut built = command.clone().disable_help_subcommand(true);
+    built.build();
+    let mut pages = Files::new();
+    man_pages(&built, &mut pages);
+    compare(&packaging().join("man"), &name, &pages);
+    compare(&packaging().join("completions"), &name, &completions(command));
+}
+
+#[test]
+fn the_hosts_pages_and_completions_are_those_of_its_command_line() {
+    is_up_to_date(host_proxy::cli::Cli::command());
+}
+
+#[test]
+fn the_example_configuration_is_valid_and_its_comments_show_the_defaults() {
+    let path = packaging().join("hostsnapd.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let as_it_stands = Config::parse(&text, &path).unwrap();
+
+    // `# key = value` is a key that was left out. Of `cid` and `socket` only one may stand, and of
+    // qmp and bytes the example only shows the form.
+    let only_shown = ["socket", "qmp", "bytes"];
+    let mut shown = Vec::new();
+    let written_out: Vec<_> = text
+        .lines()
+        .map(|line| match line.strip_prefix("# ").and_then(|rest| rest.split_once(" = ")) {
+            Some((key, value)) if key.bytes().all(|c| c.is_ascii_lowercase() || c == b'_') => {
+                shown.push(key.to_owned());
+                if only_shown.contains(&key) { String::new() } else { format!("{key} = {value}") }
+            }
+            _ => line.to_owned(),
+        })
+        .collect();
+    let written_out = Config::parse(&written_out.join("\n"), &path).unwrap();
+    assert_eq!(written_out.service, as_it_stands.service);
+    assert_eq!(written_out.stores[0].min_free, as_it_stands.stores[0].min_free);
+    let [before, after] = [&as_it_stands.vms[0], &written_out.vms[0]];
+    assert_eq!(before.quota, after.quota);
+    assert_eq!((&before.allow, before.guest_may_delete), (&after.allow, after.guest_may_delete));
+    assert_eq!(shown.len(), 15, "keys that are commented out: {shown:?}");
+}
+
+/// The unit's directives, comments left out.
+fn unit(name: &str) -> Vec<(String, String)> {
+    let text = fs::read_to_string(packaging().join("systemd").join(name)).unwrap();
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once('='))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// The incident: a daemon in a mount namespace of its own sees other file systems at the paths that
+/// its users name (systemd.exec(5): each of these gives it one).
+#[test]
+fn the_guests_daemon_sees_the_machines_own_mounts() {
+    let namespaced = [
+        "Protect",
+        "Private",
+        "ReadOnlyPaths",
+        "ReadWritePaths",
+        "InaccessiblePaths",
+        "ExecPaths",
+        "NoExecPaths",
+        "Bind",
+        "TemporaryFileSystem",
+        "ProcSubset",
+        "Root",
+        "Mount",
+        "Extension",
+        "LogNamespace",
+        "DynamicUser",
+        "LoadCredential",
+        "SetCredential",
+        "NetworkNamespacePath",
+    ];
+    for (key, value) in unit("hostsnap-agent.service") {
+        assert!(!namespaced.iter().any(|one| key.starts_with(one)), "{key}={value}");
+    }
+}
+
+/// The incident: stopping the unit killed the thaw keeper together with the daemon, and the machine
+/// stayed frozen (systemd.kill(5)).
+#[test]
+fn stopping_the_guests_daemon_spares_its_thaw_keeper() {
+    let unit = unit("hostsnap-agent.service");
+    let value = |wanted: &str| unit.iter().find(|(key, _)| key == wanted).map(|(_, value)| value.as_str());
+    assert_eq!(value("KillMode"), Some("process"));
+    assert_eq!(value("OOMPolicy"), Some("continue"));
+}
+
+#[test]
+fn the_units_are_what_systemd_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let units = ["hostsnapd.service", "hostsnapd.socket", "hostsnap-agent.service"];
+    for name in units {
+        let text = fs::read_to_string(packaging().join("systemd").join(name)).unwrap();
+        // The programs need not be installed where the units are looked at.
+        let text = text.replace("ExecStart=/usr/bin/hostsnapd serve", "ExecStart=/bin/true");
+        let text = text.replace("ExecStart=/usr/bin/hostsnap daemon", "ExecStart=/bin/true");
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    for name in units {
+        let output = Program::new("systemd-analyze")
+            .args(["verify", "--man=no"])
+            .arg(folder.path().join(name))
+            .output()
+            .expect("systemd-analyze looks at the units: apt-get install systemd");
+        let told = String::from_utf8_lossy(&output.stderr);
+        let about_ours = told.lines().any(|line| line.contains("hostsnap"));
+        assert!(output.status.success() && !about_ours, "{name}: {told}");
+    }
+}
