@@ -68,12 +68,6 @@ pub enum Command {
         #[arg(long, hide = true)]
         allow_local: bool,
     },
-    /// Write man pages and completions into a folder
-    #[command(hide = true)]
-    GenDocs {
-        /// The folder
-        folder: PathBuf,
-    },
 }
 
 /// The options of a snapshot.

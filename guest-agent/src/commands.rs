@@ -56,9 +56,6 @@ fn dispatch(cli: Cli) -> Result<ExitCode, WireError> {
             let around = Surroundings { host, ..Surroundings::default() };
             daemon::serve(daemon::Place::new(listen, allow_local), around)?;
         }
-        Command::GenDocs { folder } => crate::gen_docs::write(&folder).map_err(|error| {
-            WireError::new(ErrorCode::Internal, format!("write {}: {error}", folder.display()))
-        })?,
     }
     Ok(ExitCode::SUCCESS)
 }

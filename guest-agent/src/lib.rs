@@ -16,6 +16,5 @@ pub mod daemon;
 pub mod doctor;
 pub mod flow;
 pub mod freeze;
-pub mod gen_docs;
 pub mod hooks;
 pub mod topology;

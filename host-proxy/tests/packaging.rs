@@ -1,7 +1,7 @@
 //! What is in `packaging/` fits the programs: pages and completions are those of the command line,
 //! the example configuration is valid, the units are what systemd takes.
 //!
-//! `HOSTSNAP_BLESS=1 cargo test -p host-proxy --test packaging` writes the pages and completions anew.
+//! `cargo xtask gen` writes the pages and completions anew: it runs this with `HOSTSNAP_BLESS=1`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -64,7 +64,7 @@ fn compare(folder: &Path, program: &str, made: &Files) {
         .filter(|entry| belongs(entry.file_name().to_str().unwrap()))
         .map(|entry| (entry.file_name().into_string().unwrap(), fs::read_to_string(entry.path()).unwrap()))
         .collect();
-    let what_to_do = "HOSTSNAP_BLESS=1 cargo test -p host-proxy --test packaging";
+    let what_to_do = "cargo xtask gen";
     let names = |files: &Files| files.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&there), names(made), "{}: run {what_to_do}", folder.display());
     for (file, text) in made {
@@ -85,6 +85,11 @@ fn is_up_to_date(command: Command) {
 #[test]
 fn the_hosts_pages_and_completions_are_those_of_its_command_line() {
     is_up_to_date(host_proxy::cli::Cli::command());
+}
+
+#[test]
+fn the_guests_pages_and_completions_are_those_of_its_command_line() {
+    is_up_to_date(guest_agent::cli::Cli::command());
 }
 
 #[test]

@@ -128,6 +128,6 @@ pub(crate) fn programs() -> Result<()> {
 
 /// Man pages and completions, from the command lines themselves.
 pub(crate) fn generate_docs() -> Result<()> {
-    cargo(&["run", "--quiet", "-p", "guest-agent", "--bin", "hostsnap", "--", "gen-docs", "packaging"], &[])?;
-    cargo(&["run", "--quiet", "-p", "host-proxy", "--bin", "hostsnapd", "--", "gen-docs", "packaging"], &[])
+    // The test that compares them writes them where it is told to: no program carries code for it.
+    cargo(&["test", "--quiet", "-p", "host-proxy", "--test", "packaging"], &[("HOSTSNAP_BLESS", "1")])
 }

@@ -1,0 +1,86 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_hostsnap_global_optspecs
+    string join \n json host= h/help V/version
+end
+
+function __fish_hostsnap_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_hostsnap_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_hostsnap_using_subcommand
+    set -l cmd (__fish_hostsnap_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -l json -d 'Print JSON; errors too, on stderr'
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -s h -l help -d 'Print help'
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -s V -l version -d 'Print version'
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "create" -d 'Take a snapshot of the disks that hold the given paths'
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "list" -d 'List this machine\'s snapshots, newest first'
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "show" -d 'Show one snapshot'
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "delete" -d 'Delete snapshots'
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "disks" -d 'Show this machine\'s disks, what is mounted on them, and what the host knows of them'
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "doctor" -d 'Say in plain words what is wrong and what to do'
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "thaw" -d 'Emergency exit: thaw every file system of this machine, whoever froze it'
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "daemon" -d 'Serve the host: it may ask for snapshots (systemd starts it so)'
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l label -d 'Attach a label; may be repeated' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l note -d 'Attach a remark' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l consistency -d 'The least that is acceptable: crash, filesystem or application. What is worth less is not kept. More is always tried for' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l keep-for -d 'Let the host remove it after this time, such as 7d' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l freeze-timeout -d 'The longest that file systems may be frozen; thawed then whatever happens' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l request-id -d 'Repeating a request with the same identifier gives the same snapshot' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l all -d 'Take all disks that hold a mounted file system or that the host knows'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l dry-run -d 'Check everything and say what would be done; freeze and take nothing'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l no-wait -d 'Do not wait until the snapshot is durable and whole'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l json -d 'Print JSON; errors too, on stderr'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -s h -l help -d 'Print help'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand list" -l label -d 'Only those with this label; may be repeated' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand list" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand list" -l json -d 'Print JSON; errors too, on stderr'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand list" -s h -l help -d 'Print help'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand show" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand show" -l json -d 'Print JSON; errors too, on stderr'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand show" -s h -l help -d 'Print help'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand delete" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand delete" -s y -l yes -d 'Do not ask'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand delete" -l json -d 'Print JSON; errors too, on stderr'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand delete" -s h -l help -d 'Print help'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand disks" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand disks" -l capture -d 'Print what /proc and /sys say, as the tests read it: for a bug report'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand disks" -l json -d 'Print JSON; errors too, on stderr'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand disks" -s h -l help -d 'Print help'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand doctor" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand doctor" -l json -d 'Print JSON; errors too, on stderr'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand doctor" -s h -l help -d 'Print help'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand thaw" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand thaw" -l json -d 'Print JSON; errors too, on stderr'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand thaw" -s h -l help -d 'Print help'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand daemon" -l listen -d 'Listen on this Unix socket instead of vsock port 989' -r -F
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand daemon" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand daemon" -l allow-local -d 'Also serve CID 1, this machine itself: for tests'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand daemon" -l json -d 'Print JSON; errors too, on stderr'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand daemon" -s h -l help -d 'Print help'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete disks doctor thaw daemon help" -f -a "create" -d 'Take a snapshot of the disks that hold the given paths'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete disks doctor thaw daemon help" -f -a "list" -d 'List this machine\'s snapshots, newest first'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete disks doctor thaw daemon help" -f -a "show" -d 'Show one snapshot'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete disks doctor thaw daemon help" -f -a "delete" -d 'Delete snapshots'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete disks doctor thaw daemon help" -f -a "disks" -d 'Show this machine\'s disks, what is mounted on them, and what the host knows of them'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete disks doctor thaw daemon help" -f -a "doctor" -d 'Say in plain words what is wrong and what to do'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete disks doctor thaw daemon help" -f -a "thaw" -d 'Emergency exit: thaw every file system of this machine, whoever froze it'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete disks doctor thaw daemon help" -f -a "daemon" -d 'Serve the host: it may ask for snapshots (systemd starts it so)'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete disks doctor thaw daemon help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
