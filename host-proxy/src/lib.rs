@@ -8,6 +8,7 @@
 //! | [`policy`] | who may do what; pure |
 //! | [`service`] | the only room that joins policy, drivers, vmm and catalog |
 //! | [`drivers`] | storage devices that take snapshots |
+//! | [`vmm`] | virtual machine managers: QEMU |
 //! | [`catalog`], [`audit`] | what is known, what was decided |
 //! | [`control`], [`agent`] | the administrator's way in; the way to a guest's daemon |
 //! | [`world`], [`transport`] | a configuration made real; frames over streams |
@@ -29,4 +30,5 @@ pub mod serve;
 pub mod service;
 pub mod session;
 pub mod transport;
+pub mod vmm;
 pub mod world;

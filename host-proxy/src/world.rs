@@ -8,8 +8,9 @@ use protocol::VmUuid;
 
 use crate::config::{self, Config, Disk, DriverKind, Vm};
 use crate::drivers::btrfs::Btrfs;
+use crate::drivers::qemu::Qemu;
 use crate::drivers::reflink::Reflink;
-use crate::drivers::{Driver, DriverError, Kind, Volume};
+use crate::drivers::{Driver, DriverError, Volume};
 
 /// Everything that a configuration says, ready to use.
 pub struct World {
@@ -105,6 +106,6 @@ fn driver_of(store: &config::Store) -> Result<Box<dyn Driver>, DriverError> {
     Ok(match store.driver {
         DriverKind::Reflink => Box::new(Reflink::new(path)?),
         DriverKind::Btrfs => Box::new(Btrfs::new(path)?),
-        DriverKind::Qemu => return Err(DriverError::new(Kind::Unsupported, "the driver qemu")),
+        DriverKind::Qemu => Box::new(Qemu::new(path)?),
     })
 }

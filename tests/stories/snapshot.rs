@@ -3,8 +3,21 @@
 use super::stage::{Stage, Writer, records_in};
 
 #[test]
-fn a_snapshot_under_load_holds_every_acknowledged_record() {
-    let stage = Stage::set("under-load", &["data"]);
+fn by_reflink_a_snapshot_under_load_holds_every_acknowledged_record() {
+    holds_every_acknowledged_record(&Stage::by("reflink", "load-reflink", &["data"]));
+}
+
+#[test]
+fn by_btrfs_a_snapshot_under_load_holds_every_acknowledged_record() {
+    holds_every_acknowledged_record(&Stage::by("btrfs", "load-btrfs", &["data"]));
+}
+
+#[test]
+fn by_qemu_a_snapshot_under_load_holds_every_acknowledged_record() {
+    holds_every_acknowledged_record(&Stage::by("qemu", "load-qemu", &["data"]));
+}
+
+fn holds_every_acknowledged_record(stage: &Stage) {
     stage.mount("/dev/vda", "/data");
     let writer = Writer::start(&stage.vm, "/data/records");
 

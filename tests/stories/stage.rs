@@ -19,26 +19,36 @@ pub(crate) struct Stage {
     pub(crate) vm: Vm,
     pub(crate) service: Hostsnapd,
     pub(crate) store: LoopFs,
-    pub(crate) images: Vec<PathBuf>,
+    driver: &'static str,
 }
 
 impl Stage {
     /// One machine with these disks, on an XFS store by the driver reflink.
     pub(crate) fn set(name: &str, serials: &[&str]) -> Self {
-        Self::planned(Plan::new(name), serials, "")
+        Self::planned(Plan::new(name), "reflink", serials, "")
     }
 
-    /// As `set`, with more of the machine and more lines of its `[[vm]]`.
-    pub(crate) fn planned(plan: Plan, serials: &[&str], more: &str) -> Self {
-        let store = LoopFs::new(Kind::Xfs, 1024);
+    /// As `set`, by this driver.
+    pub(crate) fn by(driver: &'static str, name: &str, serials: &[&str]) -> Self {
+        Self::planned(Plan::new(name), driver, serials, "")
+    }
+
+    /// As `by`, with more of the machine and more lines of its `[[vm]]`.
+    pub(crate) fn planned(plan: Plan, driver: &'static str, serials: &[&str], more: &str) -> Self {
+        let kind = match driver {
+            "reflink" => Kind::Xfs,
+            "btrfs" => Kind::Btrfs,
+            _ => Kind::Ext4,
+        };
+        let store = LoopFs::new(kind, 1024);
         let images: Vec<_> =
             serials.iter().map(|serial| blank_image(&store.path(), &format!("{serial}.img"), 128)).collect();
         let plan = images.iter().zip(serials).fold(plan, |plan, (image, serial)| plan.disk(image, serial));
         let vm = plan.boot();
         let disks = serials.iter().zip(&images).map(|(serial, image)| (*serial, image.as_path())).collect();
         let machine = Machine { vm: &vm, name: "app", disks, more };
-        let service = Hostsnapd::start(&hostsnapd::config("reflink", &store.path(), &[machine]));
-        Self { vm, service, store, images }
+        let service = Hostsnapd::start(&hostsnapd::config(driver, &store.path(), &[machine]));
+        Self { vm, service, store, driver }
     }
 
     /// Makes an ext4 file system on a device and mounts it.
@@ -55,7 +65,10 @@ impl Stage {
     /// The image of a disk in a snapshot.
     pub(crate) fn image(&self, snapshot: &Value, serial: &str) -> PathBuf {
         let id = snapshot["id"].as_str().expect("an id");
-        let file = format!("{serial}.img");
+        let file = match self.driver {
+            "btrfs" => format!("disk-{serial}"),
+            _ => format!("{serial}.img"),
+        };
         self.store.path().join(".hostsnap").join(self.vm.uuid()).join(id).join(file)
     }
 

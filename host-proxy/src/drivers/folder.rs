@@ -207,6 +207,17 @@ fn rename(from: &Path, to: &Path) -> Result<(), DriverError> {
         .map_err(|error| DriverError::io(format!("rename {} to {}", from.display(), to.display()), error))
 }
 
+/// The images in a snapshot's folder.
+pub(super) fn images(path: &Path) -> Result<Vec<PathBuf>, DriverError> {
+    let names = entries(path)?.into_iter().map(|name| path.join(name));
+    Ok(names.filter(|path| path.extension().is_some_and(|extension| extension == "img")).collect())
+}
+
+/// Removes the images in a snapshot's folder.
+pub(super) fn clear_images(path: &Path) -> Result<(), DriverError> {
+    images(path)?.iter().try_for_each(|image| remove_if_there(image))
+}
+
 /// Removes a file; absent is fine.
 pub(super) fn remove_if_there(path: &Path) -> Result<(), DriverError> {
     match fs::remove_file(path) {

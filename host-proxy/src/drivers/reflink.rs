@@ -59,23 +59,6 @@ impl Reflink {
             )
         })
     }
-
-    fn clear(path: &Path) -> Result<(), DriverError> {
-        for entry in images_in(path)? {
-            folder::remove_if_there(&entry)?;
-        }
-        Ok(())
-    }
-}
-
-fn images_in(path: &Path) -> Result<Vec<PathBuf>, DriverError> {
-    let read =
-        fs::read_dir(path).map_err(|error| DriverError::io(format!("list {}", path.display()), error))?;
-    Ok(read
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|e| e == "img"))
-        .collect())
 }
 
 impl Driver for Reflink {
@@ -125,7 +108,7 @@ impl Driver for Reflink {
     fn prepare(&self, plan: &Plan, deadline: Instant) -> Result<Box<dyn Ready>, DriverError> {
         let partial = self.folder.begin(plan.owner, &plan.manifest)?;
         let undo = |error: DriverError| {
-            let undone = self.folder.remove(plan.owner, Self::clear).map(|_| ());
+            let undone = self.folder.remove(plan.owner, folder::clear_images).map(|_| ());
             error.after_undo(undone)
         };
         let mut clones = Vec::with_capacity(plan.volumes.len());
@@ -147,7 +130,9 @@ impl Driver for Reflink {
         let partial = match self.folder.place(owner) {
             Place::Whole(_) => return Ok(Recovered::Whole),
             Place::Absent => return Ok(Recovered::Nothing),
-            Place::Deleting(_) => return self.folder.remove(owner, Self::clear).map(|_| Recovered::Nothing),
+            Place::Deleting(_) => {
+                return self.folder.remove(owner, folder::clear_images).map(|_| Recovered::Nothing);
+            }
             Place::Partial(path) => path,
         };
         // FICLONE gives its target the source's size, all at once: an empty target was not cut.
@@ -157,15 +142,15 @@ impl Driver for Reflink {
             Some(clones) if !clones.is_empty() => {
                 Ok(Recovered::Cut(Box::new(Set::new(self.folder.clone(), owner, clones))))
             }
-            _ => self.folder.remove(owner, Self::clear).map(|_| Recovered::Nothing),
+            _ => self.folder.remove(owner, folder::clear_images).map(|_| Recovered::Nothing),
         }
     }
 
     fn delete(&self, owner: Owner) -> Result<Deleted, DriverError> {
         if let Place::Whole(path) = self.folder.place(owner) {
-            images_in(&path)?.iter().try_for_each(|image| image::refuse_if_used(image))?;
+            folder::images(&path)?.iter().try_for_each(|image| image::refuse_if_used(image))?;
         }
-        self.folder.remove(owner, Self::clear)
+        self.folder.remove(owner, folder::clear_images)
     }
 
     fn expose(&self) -> Option<&dyn Expose> {
@@ -241,7 +226,7 @@ impl Set {
     }
 
     fn remove(&self) -> Result<(), DriverError> {
-        self.folder.remove(self.owner, Reflink::clear).map(|_| ())
+        self.folder.remove(self.owner, folder::clear_images).map(|_| ())
     }
 }
 

@@ -1,0 +1,423 @@
+//! QEMU itself copies: any image on any host file system. The cut is one QMP `transaction` that
+//! starts a backup job for each disk, all at one instant; from then on QEMU copies a block before
+//! the guest overwrites it, and the rest in the background. Until the jobs end the snapshot is
+//! settling: it is lost if QEMU ends before.
+//!
+//! The targets are opened here and handed to QEMU as descriptors, so that QEMU needs no right to
+//! the store (QEMU `docs/interop/qemu-qmp-ref`, `add-fd`, `blockdev-backup`, `transaction`).
+
+mod job;
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::folder::{self, Folder, Place};
+use super::{
+    Continue, CutSet, Deleted, Driver, DriverError, Expose, Exposed, Format, Found, Kind, Owner, Plan,
+    Progress, Ready, Recovered, Volume, VolumeFacts, VolumeSnapshot, image,
+};
+use crate::vmm::disk::{self, FindError};
+use crate::vmm::qmp::{Qmp, QmpError};
+use job::Name;
+
+/// How long a monitor may take to greet, and for a command that does nothing slow.
+const LIMIT: Duration = Duration::from_secs(5);
+/// How often a running job is asked how far it is.
+const POLL_EVERY: Duration = Duration::from_millis(50);
+
+/// Snapshots as copies by QEMU.
+pub struct Qemu {
+    store: PathBuf,
+    folder: Folder,
+}
+
+impl Qemu {
+    /// A store in this folder.
+    pub fn new(store: PathBuf) -> Result<Self, DriverError> {
+        let meta = fs::metadata(&store)
+            .map_err(|error| DriverError::io(format!("look at the store {}", store.display()), error))?;
+        if !meta.is_dir() {
+            return Err(DriverError::new(
+                Kind::NotFound,
+                format!("the store {} is no folder", store.display()),
+            ));
+        }
+        Ok(Self { folder: Folder::of_store(&store), store })
+    }
+}
+
+fn monitor(volume: &Volume) -> Result<&Path, DriverError> {
+    volume.qmp.as_deref().ok_or_else(|| {
+        DriverError::new(
+            Kind::Unsupported,
+            format!("snapshot {}: its machine has no QMP socket", volume.serial),
+        )
+    })
+}
+
+fn connect(path: &Path) -> Result<Qmp, DriverError> {
+    Qmp::connect(path, LIMIT).map_err(|error| of_qmp(format!("talk to QEMU at {}", path.display()), error))
+}
+
+fn of_qmp(doing: String, error: QmpError) -> DriverError {
+    let kind = match &error {
+        QmpError::InUse => Kind::Busy,
+        QmpError::TimedOut { .. } => Kind::DeadlinePassed,
+        QmpError::Connect(_) | QmpError::Io(_) | QmpError::Malformed(_) | QmpError::Refused { .. } => {
+            Kind::Failed
+        }
+    };
+    DriverError { kind, doing, source: Some(Box::new(error)), undo_failed: None }
+}
+
+fn find(qmp: &mut Qmp, volume: &Volume) -> Result<disk::Disk, DriverError> {
+    let doing = || format!("find the disk {} in QEMU", volume.serial);
+    disk::find(qmp, &volume.serial, &volume.path).map_err(|error| match error {
+        FindError::Qmp(error) => of_qmp(doing(), error),
+        other => DriverError {
+            kind: Kind::NotFound,
+            doing: doing(),
+            source: Some(Box::new(other)),
+            undo_failed: None,
+        },
+    })
+}
+
+impl Driver for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn check(&self, volume: &Volume) -> Result<VolumeFacts, DriverError> {
+        let mut qmp = connect(monitor(volume)?)?;
+        let disk = find(&mut qmp, volume)?;
+        Ok(VolumeFacts { size_bytes: disk.size_bytes })
+    }
+
+    fn read_head(&self, volume: &Volume, len: usize) -> Result<Vec<u8>, DriverError> {
+        match volume.format {
+            Format::Raw => image::read_head(volume, len),
+            Format::Qcow2 => read_head_of_qcow2(volume, len),
+        }
+    }
+
+    fn free_bytes(&self) -> Result<u64, DriverError> {
+        folder::free_bytes(&self.store)
+    }
+
+    fn prepare(&self, plan: &Plan, deadline: Instant) -> Result<Box<dyn Ready>, DriverError> {
+        let [first, ..] = &plan.volumes[..] else {
+            return Err(DriverError::new(Kind::Unsupported, "snapshot no volume at all"));
+        };
+        let path = monitor(first)?.to_owned();
+        let mut qmp = connect(&path)?;
+        let disks =
+            plan.volumes.iter().map(|volume| find(&mut qmp, volume)).collect::<Result<Vec<_>, _>>()?;
+        let needed = disks.iter().fold(0u64, |sum, disk| sum.saturating_add(disk.size_bytes));
+        if self.free_bytes()? < needed {
+            return Err(DriverError::new(
+                Kind::NoSpace,
+                format!("copy {needed} bytes into the store {}", self.store.display()),
+            ));
+        }
+        let partial = self.folder.begin(plan.owner, &plan.manifest)?;
+        let mut set = Set {
+            folder: self.folder.clone(),
+            owner: plan.owner,
+            monitor: path,
+            qmp: Some(qmp),
+            copies: Vec::new(),
+            volumes: Vec::new(),
+        };
+        for (index, (volume, disk)) in plan.volumes.iter().zip(disks).enumerate() {
+            let copy = match Instant::now() < deadline {
+                true => set.open(index, volume, disk, &partial),
+                false => Err(DriverError::new(Kind::DeadlinePassed, "open the copies")),
+            };
+            if let Err(error) = copy {
+                let undone = set.remove();
+                return Err(error.after_undo(undone));
+            }
+        }
+        Ok(Box::new(set))
+    }
+
+    fn list(&self) -> Result<Vec<Found>, DriverError> {
+        self.folder.list()
+    }
+
+    fn recover(&self, owner: Owner, volumes: &[Volume]) -> Result<Recovered, DriverError> {
+        let partial = match self.folder.place(owner) {
+            Place::Whole(_) => return Ok(Recovered::Whole),
+            Place::Absent => return Ok(Recovered::Nothing),
+            Place::Deleting(_) => {
+                return self.folder.remove(owner, folder::clear_images).map(|_| Recovered::Nothing);
+            }
+            Place::Partial(path) => path,
+        };
+        let [first, ..] = volumes else {
+            return self.folder.remove(owner, folder::clear_images).map(|_| Recovered::Nothing);
+        };
+        let path = monitor(first)?.to_owned();
+        let qmp = match Qmp::connect(&path, LIMIT) {
+            Ok(qmp) => Some(qmp),
+            // With QEMU its jobs are gone.
+            Err(error) if error.is_gone() => None,
+            Err(error) => return Err(of_qmp(format!("talk to QEMU at {}", path.display()), error)),
+        };
+        let mut set = Set {
+            folder: self.folder.clone(),
+            owner,
+            monitor: path,
+            qmp,
+            copies: Vec::new(),
+            volumes: Vec::new(),
+        };
+        for (index, volume) in volumes.iter().enumerate() {
+            set.reopen(index, volume, &partial)?;
+        }
+        let were_cut = match &mut set.qmp {
+            Some(qmp) => {
+                let names: Vec<_> = set.copies.iter().map(|copy| copy.name.clone()).collect();
+                job::all_there(qmp, &names)?
+            }
+            None => false,
+        };
+        set.qmp = None;
+        if were_cut {
+            return Ok(Recovered::Cut(Box::new(set)));
+        }
+        set.remove().map(|()| Recovered::Nothing)
+    }
+
+    fn delete(&self, owner: Owner) -> Result<Deleted, DriverError> {
+        if let Place::Whole(path) = self.folder.place(owner) {
+            folder::images(&path)?.iter().try_for_each(|image| image::refuse_if_used(image))?;
+        }
+        self.folder.remove(owner, folder::clear_images)
+    }
+
+    fn expose(&self) -> Option<&dyn Expose> {
+        Some(self)
+    }
+}
+
+impl Expose for Qemu {
+    fn expose(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<Exposed, DriverError> {
+        let absent =
+            || DriverError::new(Kind::NotFound, format!("show the disk {volume} of {}", owner.snapshot));
+        let Place::Whole(path) = self.folder.place(owner) else { return Err(absent()) };
+        let path = path.join(folder::file_name(volume, ".img"));
+        if path.is_file() { Ok(Exposed { path, format: Format::Raw }) } else { Err(absent()) }
+    }
+}
+
+/// `qemu-img` reads the image beside the QEMU that has it open (`-U`); the guest flushed its disk
+/// before it asked, so that what is read here is what it reads.
+fn read_head_of_qcow2(volume: &Volume, len: usize) -> Result<Vec<u8>, DriverError> {
+    let doing = || format!("read the first bytes of {} with qemu-img", volume.path.display());
+    let folder = tempfile::tempdir().map_err(|error| DriverError::io(doing(), error))?;
+    let head = folder.path().join("head");
+    let arg = |name: &str, path: &Path| {
+        let mut text = std::ffi::OsString::from(format!("{name}="));
+        text.push(path);
+        text
+    };
+    let status = Command::new("qemu-img")
+        .args(["dd", "-U", "-f", "qcow2", "-O", "raw", "count=1"])
+        .arg(format!("bs={len}"))
+        .arg(arg("if", &volume.path))
+        .arg(arg("of", &head))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .map_err(|error| DriverError::io(doing(), error))?;
+    if !status.success() {
+        return Err(DriverError::new(Kind::Failed, format!("{}: {status}", doing())));
+    }
+    fs::read(&head).map_err(|error| DriverError::io(doing(), error))
+}
+
+/// The copy of one disk.
+struct Copy {
+    name: Name,
+    /// What is copied; empty after `recover`, which needs it no more.
+    source: String,
+    file: File,
+    path: PathBuf,
+}
+
+/// The copies of one snapshot.
+struct Set {
+    folder: Folder,
+    owner: Owner,
+    monitor: PathBuf,
+    /// Held from prepare to cut, so that the cut is one round trip; then given free, since a monitor
+    /// serves one client at a time.
+    qmp: Option<Qmp>,
+    copies: Vec<Copy>,
+    volumes: Vec<VolumeSnapshot>,
+}
+
+impl Set {
+    fn open(
+        &mut self,
+        index: usize,
+        volume: &Volume,
+        disk: disk::Disk,
+        partial: &Path,
+    ) -> Result<(), DriverError> {
+        let path = partial.join(folder::file_name(&volume.serial, ".img"));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|file| file.set_len(disk.size_bytes).map(|()| file))
+            .map_err(|error| DriverError::io(format!("make {}", path.display()), error))?;
+        let name = Name::of(self.owner.snapshot, index);
+        self.push(volume, disk.size_bytes, Copy { name: name.clone(), source: disk.node, file, path });
+        let copy = self.copies.last().expect("just pushed");
+        let qmp = self.qmp.as_mut().expect("held until the cut");
+        let doing = || format!("hand {} to QEMU", copy.path.display());
+        let added = qmp
+            .execute_with_fd("add-fd", json!({ "opaque": name.as_str() }), copy.file.as_fd(), LIMIT)
+            .map_err(|error| of_qmp(doing(), error))?;
+        let node = json!({
+            "node-name": name.as_str(),
+            "driver": "raw",
+            // Zeros make holes: a copy takes no more room than what it holds.
+            "discard": "unmap",
+            "detect-zeroes": "unmap",
+            "file": { "driver": "file", "filename": format!("/dev/fdset/{}", added["fdset-id"]) },
+        });
+        qmp.execute("blockdev-add", node, LIMIT).map_err(|error| of_qmp(doing(), error))?;
+        Ok(())
+    }
+
+    fn reopen(&mut self, index: usize, volume: &Volume, partial: &Path) -> Result<(), DriverError> {
+        let path = partial.join(folder::file_name(&volume.serial, ".img"));
+        // A copy that was not made was not cut either.
+        let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else { return Ok(()) };
+        let size_bytes = file
+            .metadata()
+            .map_err(|error| DriverError::io(format!("look at {}", path.display()), error))?
+            .len();
+        let name = Name::of(self.owner.snapshot, index);
+        self.push(volume, size_bytes, Copy { name, source: String::new(), file, path });
+        Ok(())
+    }
+
+    fn push(&mut self, volume: &Volume, size_bytes: u64, copy: Copy) {
+        let handle = format!("{}/{}", self.owner.snapshot, folder::file_name(&volume.serial, ".img"));
+        self.volumes.push(VolumeSnapshot { serial: volume.serial.clone(), handle, size_bytes });
+        self.copies.push(copy);
+    }
+
+    fn names(&self) -> Vec<Name> {
+        self.copies.iter().map(|copy| copy.name.clone()).collect()
+    }
+
+    /// Takes back what QEMU was given, then what is in the store. A QEMU that is gone has nothing.
+    fn remove(&mut self) -> Result<(), DriverError> {
+        self.release()?;
+        self.folder.remove(self.owner, folder::clear_images).map(|_| ())
+    }
+
+    fn release(&mut self) -> Result<(), DriverError> {
+        let held = self.qmp.take();
+        let mut qmp = match held.map_or_else(|| Qmp::connect(&self.monitor, LIMIT), Ok) {
+            Ok(qmp) => qmp,
+            Err(error) if error.is_gone() => return Ok(()),
+            Err(error) => return Err(of_qmp(format!("talk to QEMU at {}", self.monitor.display()), error)),
+        };
+        match job::release(&mut qmp, &self.names()) {
+            Err(error) if error.is_gone() => Ok(()),
+            released => released.map_err(|error| of_qmp("take the copies back from QEMU".to_owned(), error)),
+        }
+    }
+}
+
+impl Ready for Set {
+    fn volumes(&self) -> &[VolumeSnapshot] {
+        &self.volumes
+    }
+
+    fn cut(mut self: Box<Self>, deadline: Instant) -> Result<Box<dyn CutSet>, DriverError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let error = DriverError::new(Kind::DeadlinePassed, "start the backup jobs");
+            let undone = self.remove();
+            return Err(error.after_undo(undone));
+        }
+        let actions = self.copies.iter().map(|copy| job::backup(&copy.name, &copy.source)).collect();
+        let mut qmp = self.qmp.take().expect("held until the cut");
+        // Longer than the deadline: what was begun is waited for, to know what became of it.
+        match job::start_all(&mut qmp, actions, left + LIMIT) {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                let error = of_qmp("start the backup jobs".to_owned(), error);
+                let undone = self.remove();
+                Err(error.after_undo(undone))
+            }
+        }
+    }
+
+    fn abandon(mut self: Box<Self>) -> Result<(), DriverError> {
+        self.remove()
+    }
+}
+
+impl CutSet for Set {
+    fn volumes(&self) -> &[VolumeSnapshot] {
+        &self.volumes
+    }
+
+    fn settle(&mut self, progress: &mut dyn FnMut(Progress) -> Continue) -> Result<(), DriverError> {
+        let names = self.names();
+        loop {
+            let state = connect(&self.monitor).and_then(|mut qmp| job::state(&mut qmp, &names));
+            let state = match state {
+                Err(error) if error.kind == Kind::Busy => {
+                    std::thread::sleep(POLL_EVERY);
+                    continue;
+                }
+                state => state?,
+            };
+            if progress(state.progress) == Continue::No {
+                return Err(DriverError::new(Kind::Cancelled, "copy the disks"));
+            }
+            if let Some(error) = state.error {
+                return Err(DriverError::new(Kind::Failed, format!("copy the disks: QEMU says: {error}")));
+            }
+            if state.is_done {
+                break;
+            }
+            std::thread::sleep(POLL_EVERY);
+        }
+        self.release()?;
+        for copy in &self.copies {
+            copy.file
+                .set_permissions(Permissions::from_mode(0o400))
+                .and_then(|()| copy.file.sync_all())
+                .map_err(|error| DriverError::io(format!("sync {}", copy.path.display()), error))?;
+        }
+        Ok(())
+    }
+
+    fn seal(self: Box<Self>, manifest: &[u8]) -> Result<(), DriverError> {
+        self.folder.seal(self.owner, manifest)
+    }
+
+    fn abandon(mut self: Box<Self>) -> Result<(), DriverError> {
+        self.remove()
+    }
+}

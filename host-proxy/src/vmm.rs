@@ -1,0 +1,9 @@
+//! Virtual machine managers: what the drivers that work through one need of it.
+//!
+//! | module | idea |
+//! |---|---|
+//! | [`qmp`] | QEMU's machine protocol, with a limit on every wait |
+//! | [`disk`] | which block node of a QEMU is the disk with this serial |
+
+pub mod disk;
+pub mod qmp;

@@ -1,0 +1,109 @@
+//! Which block node of a QEMU is the disk with this serial.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use protocol::DiskSerial;
+use serde_json::{Value, json};
+
+use super::qmp::{Qmp, QmpError};
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// A disk of a running QEMU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// What the block layer calls it.
+    pub node: String,
+    /// In bytes, as the guest sees it.
+    pub size_bytes: u64,
+}
+
+/// Why it was not found.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// QEMU did not say.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// None has this serial.
+    #[error("the machine has no disk with the serial {wanted}; its disks have: {there}")]
+    None {
+        /// The serial.
+        wanted: DiskSerial,
+        /// Those that are there.
+        there: String,
+    },
+    /// Several have.
+    #[error("the machine has {count} disks with the serial {wanted}")]
+    Several {
+        /// The serial.
+        wanted: DiskSerial,
+        /// How many.
+        count: usize,
+    },
+    /// It is another image than the configuration says.
+    #[error("the disk {wanted} of the machine is the image {there}, not the configured one")]
+    OtherImage {
+        /// The serial.
+        wanted: DiskSerial,
+        /// The image that QEMU has open.
+        there: String,
+    },
+}
+
+/// Finds it, and makes sure that it is this image.
+pub fn find(qmp: &mut Qmp, wanted: &DiskSerial, image: &Path) -> Result<Disk, FindError> {
+    let blocks = qmp.execute("query-block", json!({}), LIMIT)?;
+    let mut found = Vec::new();
+    let mut there = Vec::new();
+    for block in blocks.as_array().into_iter().flatten().filter(|block| block.get("inserted").is_some()) {
+        let Some(serial) = serial_of(qmp, block)? else { continue };
+        if serial == wanted.as_str() {
+            found.push(block);
+        }
+        there.push(serial);
+    }
+    let block = match found[..] {
+        [] => return Err(FindError::None { wanted: wanted.clone(), there: there.join(", ") }),
+        [block] => block,
+        _ => return Err(FindError::Several { wanted: wanted.clone(), count: found.len() }),
+    };
+    let inserted = &block["inserted"];
+    let file = inserted["image"]["filename"].as_str().unwrap_or_default();
+    if is_other_file(Path::new(file), image) {
+        return Err(FindError::OtherImage { wanted: wanted.clone(), there: file.to_owned() });
+    }
+    let node = inserted["node-name"].as_str();
+    let size_bytes = inserted["image"]["virtual-size"].as_u64();
+    match (node, size_bytes) {
+        (Some(node), Some(size_bytes)) => Ok(Disk { node: node.to_owned(), size_bytes }),
+        _ => Err(QmpError::Malformed("query-block without node-name or virtual-size".to_owned()).into()),
+    }
+}
+
+/// virtio-blk and SCSI disks have the property themselves; of NVMe the controller has it, which is
+/// above the namespace.
+fn serial_of(qmp: &mut Qmp, block: &Value) -> Result<Option<String>, QmpError> {
+    let Some(device) = block["qdev"].as_str().filter(|device| !device.is_empty()) else { return Ok(None) };
+    let path =
+        if device.starts_with('/') { device.to_owned() } else { format!("/machine/peripheral/{device}") };
+    for path in Path::new(&path).ancestors().take(3) {
+        let arguments = json!({ "path": path, "property": "serial" });
+        match qmp.execute("qom-get", arguments, LIMIT) {
+            Ok(Value::String(serial)) if !serial.is_empty() => return Ok(Some(serial)),
+            Ok(_) | Err(QmpError::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Whether both are files, and different ones. What QEMU was handed as a descriptor has no name.
+fn is_other_file(there: &Path, configured: &Path) -> bool {
+    match (fs::metadata(there), fs::metadata(configured)) {
+        (Ok(there), Ok(configured)) => (there.dev(), there.ino()) != (configured.dev(), configured.ino()),
+        _ => false,
+    }
+}
