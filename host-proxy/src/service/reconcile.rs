@@ -60,8 +60,9 @@ impl Service {
     /// Compares everything.
     pub async fn reconcile(self: &Arc<Self>) -> Result<Report, WireError> {
         let mut report = Report::default();
-        let inventory = self.inventory(&mut report).await;
+        // In this order: what is finished while the storage is listed must not be missed in the list.
         let entries = self.catalog(|catalog| catalog.all()).await?;
+        let inventory = self.inventory(&mut report).await;
         let known: BTreeSet<SnapshotId> = entries.iter().map(|entry| entry.record.id).collect();
         for entry in entries {
             self.reconcile_entry(entry, &inventory, &mut report).await;
@@ -82,7 +83,7 @@ impl Service {
         let unfinished = self.catalog(|catalog| catalog.unfinished()).await.unwrap_or_default();
         let mut report = Report::default();
         for entry in unfinished {
-            if let Some(claim) = self.in_flight.claim(entry.record.id) {
+            if let Some((entry, claim)) = self.claim_as_it_is(entry.record.id).await {
                 self.finish(entry, claim, &mut report).await;
             }
         }
@@ -112,9 +113,11 @@ impl Service {
 
     async fn reconcile_entry(self: &Arc<Self>, entry: Entry, inventory: &Inventory, report: &mut Report) {
         let id = entry.record.id;
-        let Some(claim) = self.in_flight.claim(id) else { return };
-        match entry.phase {
-            Phase::Intent | Phase::Settling | Phase::Deleting => self.finish(entry, claim, report).await,
+        let Some((now, claim)) = self.claim_as_it_is(id).await else { return };
+        match now.phase {
+            Phase::Intent | Phase::Settling | Phase::Deleting => self.finish(now, claim, report).await,
+            // Somebody worked on it while the storage was listed: the list does not tell.
+            _ if now != entry => {}
             Phase::Failed => {}
             Phase::Ready => {
                 let whole =
@@ -125,6 +128,14 @@ impl Service {
                 }
             }
         }
+    }
+
+    /// Claims a snapshot that nobody works on, and reads its entry again: what was read before the
+    /// claim may have been finished or removed since.
+    async fn claim_as_it_is(&self, id: SnapshotId) -> Option<(Entry, Claim)> {
+        let claim = self.in_flight.claim(id)?;
+        let entry = self.catalog(move |catalog| catalog.get(id)).await.ok()??;
+        Some((entry, claim))
     }
 
     /// Finishes an entry that a stop of the service left.
