@@ -4,7 +4,7 @@ mod print;
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -161,8 +161,10 @@ fn thaw(json: bool) -> Result<ExitCode, WireError> {
         .map(|mount| mount.mount_point.clone())
         .collect();
     points.dedup();
-    let thawed = freeze::thaw_all(&points);
-    let failed = thawed.iter().any(|(_, what)| matches!(what, Emergency::Failed(_)));
+    let report = freeze::emergency_thaw(Path::new(freeze::DEFAULT_FOLDER), &points);
+    let thawed = report.file_systems;
+    let failed =
+        thawed.iter().any(|(_, what)| matches!(what, Emergency::Failed(_) | Emergency::StillWaiting));
     if json {
         let lines: Vec<_> = thawed
             .iter()
@@ -181,6 +183,7 @@ fn say(what: &Emergency) -> String {
     match what {
         Emergency::Thawed => "was frozen, writes again".to_owned(),
         Emergency::WasNotFrozen => "was not frozen".to_owned(),
+        Emergency::StillWaiting => "the thaw has not come back: its disk does not answer".to_owned(),
         Emergency::Failed(why) => format!("could not be thawed: {why}"),
     }
 }

@@ -21,7 +21,7 @@ use protocol::text::{Labels, Note};
 use protocol::{Consistency, ErrorCode, RequestId, SnapshotRecord, Ticket, WireError};
 
 use crate::client::{self, Client, HostAddress, WireFailure};
-use crate::freeze::{self, FreezeLock, Frozen, Plan, Report};
+use crate::freeze::{self, FreezeLock, Frozen, NotHeld, Plan, Report};
 use crate::hooks::{Hooks, Quiesced};
 use evidence::Seen;
 pub use target::Target;
@@ -84,7 +84,7 @@ impl Default for Surroundings {
             hooks: crate::hooks::FOLDER.into(),
             hook_limit: crate::hooks::LIMIT,
             run: freeze::DEFAULT_FOLDER.into(),
-            keeper: "/proc/self/exe".into(),
+            keeper: freeze::THIS_PROGRAM.into(),
         }
     }
 }
@@ -307,9 +307,8 @@ impl Attempt<'_> {
             ));
         }
         let began = Instant::now();
-        freeze::flush::flush(&self.target.mount_points(), FLUSH_LIMIT).map_err(|error| {
-            NotCut::GaveUp(WireError::new(ErrorCode::Internal, format!("flush the file systems: {error}")))
-        })?;
+        freeze::flush::flush(&self.target.mount_points(), FLUSH_LIMIT)
+            .map_err(|error| NotCut::GaveUp(WireError::new(ErrorCode::StorageFailed, chain(&error))))?;
         seen.timing.flush_us = micros(began);
 
         let budget = self.options.freeze_timeout.min(lease_ends.saturating_duration_since(Instant::now()));
@@ -341,8 +340,9 @@ impl Attempt<'_> {
         let _ = rustix::mm::mlockall(rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE);
         tell(Told::Phase(AgentPhase::Frozen));
         armed.freeze().map(Some).map_err(|report| {
-            let why = report.held.err().unwrap_or_else(|| "the keeper ended".to_owned());
-            WireError::new(ErrorCode::NotFreezable, why).hint("free it, or accept --consistency crash")
+            let why = report.held.err().unwrap_or(NotHeld::GivenUp);
+            WireError::new(ErrorCode::NotFreezable, why.to_string())
+                .hint("free it, or accept --consistency crash")
         })
     }
 
@@ -433,7 +433,7 @@ fn record_freeze(seen: &mut Seen, report: Report, answered_in_time: bool) {
     seen.freeze = match &report.held {
         Ok(()) if answered_in_time => Freeze::Held,
         Ok(()) => evidence::not_held("the host did not answer before the deadline of the freeze"),
-        Err(why) => evidence::not_held(why),
+        Err(why) => evidence::not_held(&why.to_string()),
     };
     seen.file_systems = report.file_systems;
 }

@@ -11,9 +11,8 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     // Before anything else: the thaw keeper is this program, and nothing of the rest.
-    let arguments: Vec<String> = std::env::args().take(5).collect();
-    if arguments.get(1).is_some_and(|first| first == keeper::ARGUMENT) {
-        return keeper::run(&arguments[2..]);
+    if keeper::is_asked_for() {
+        return keeper::run();
     }
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,guest_agent::daemon=info"));

@@ -107,7 +107,11 @@ impl Target {
         self.file_systems
             .iter()
             .filter(|fs| !fs.read_only)
-            .map(|fs| freeze::Target { mount_point: fs.mount_point.clone(), fs_type: fs.fs_type.clone() })
+            .map(|fs| freeze::Target {
+                mount_point: fs.mount_point.clone(),
+                fs_type: fs.fs_type.clone(),
+                mount_id: Some(fs.mount_id.into()),
+            })
             .collect()
     }
 

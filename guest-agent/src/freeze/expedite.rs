@@ -1,32 +1,26 @@
 //! `/sys/kernel/rcu_expedited`: FIFREEZE waits for RCU grace periods, and expedited ones are several
-//! times shorter (measured: a freeze of 120 ms became 30 ms). It is a setting of the whole guest, so
-//! whoever sets it restores it, on every path.
+//! times shorter (measured in a guest: a freeze of 120 ms became 30 ms). It is a setting of the whole
+//! machine, so whoever sets it restores it, on every path.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::pwrite;
 
 const PATH: &str = "/sys/kernel/rcu_expedited";
 
-/// The setting, open, if there is one and it is ours to set.
-pub(super) struct Expedite(File);
+/// The setting, open for writing.
+pub(super) struct Expedite(OwnedFd);
 
 impl Expedite {
-    /// `None` where the kernel has no such setting, or where it is set already: then it stays.
+    /// `None` where the kernel has no such setting, where we may not write it, or where it is set
+    /// already: then it is somebody else's and stays.
     pub(super) fn open() -> Option<Self> {
-        let is_off = std::fs::read_to_string(PATH).ok()?.trim() == "0";
-        let file = File::options().read(true).write(true).open(PATH).ok()?;
-        is_off.then_some(Self(file))
-    }
-
-    pub(super) fn from_file(file: File) -> Self {
-        Self(file)
-    }
-
-    pub(super) fn try_clone(&self) -> io::Result<File> {
-        self.0.try_clone()
+        let mut file = File::options().read(true).write(true).open(PATH).ok()?;
+        let mut value = String::new();
+        file.read_to_string(&mut value).ok()?;
+        (value.trim() == "0").then(|| Self(file.into()))
     }
 
     pub(super) fn on(&self) {
@@ -37,8 +31,25 @@ impl Expedite {
         self.write(b"0");
     }
 
-    /// Best effort: a failure costs speed, or leaves the guest faster in a way that costs it power.
+    /// A failure costs speed only: either the freeze waits longer, or later grace periods are short
+    /// and cost more CPU. Nothing could be done about it while frozen.
     fn write(&self, value: &[u8]) {
-        let _ = pwrite(self.0.as_fd(), value, 0);
+        let _ = pwrite(&self.0, value, 0);
+    }
+
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+}
+
+impl From<OwnedFd> for Expedite {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl AsFd for Expedite {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

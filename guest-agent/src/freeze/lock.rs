@@ -2,15 +2,21 @@
 //! systems. The keeper holds the lock too, so it is free only when everything is thawed.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
-/// Where the lock is, on a tmpfs that is never frozen.
+/// Where the lock is.
 pub const DEFAULT_FOLDER: &str = "/run/hostsnap";
+
+const FILE: &str = "freeze.lock";
+/// There is no wait with a limit for a lock of this kind.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// The lock, held.
 pub struct FreezeLock(File);
@@ -19,10 +25,13 @@ pub struct FreezeLock(File);
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Somebody else holds it.
-    #[error("another snapshot is being taken in this machine (process {holder}); it did not end within {} s", waited.as_secs())]
+    #[error(
+        "another snapshot is being taken in this machine, by process {}; it did not end within {} s",
+        holder.map_or_else(|| "?".to_owned(), |pid| pid.to_string()), waited.as_secs()
+    )]
     Held {
-        /// Its process.
-        holder: String,
+        /// The process that took it, if it can be told.
+        holder: Option<u32>,
         /// How long it was waited for.
         waited: Duration,
     },
@@ -39,39 +48,125 @@ pub enum LockError {
 
 impl FreezeLock {
     /// Waits for the lock at most so long.
+    ///
+    /// # Errors
+    /// When somebody else has it still, or its file can't be made.
     pub fn take(folder: &Path, limit: Duration) -> Result<Self, LockError> {
-        let path = folder.join("freeze.lock");
+        let path = folder.join(FILE);
         let failed = |source| LockError::File { path: path.clone(), source };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(&path).map_err(failed)?;
         let began = Instant::now();
-        while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            if error != rustix::io::Errno::WOULDBLOCK {
-                return Err(failed(error.into()));
-            }
+        while !try_lock(&file).map_err(failed)? {
             if began.elapsed() >= limit {
-                let mut holder = String::new();
-                // Only for the message.
-                let _ = (&file).take(16).read_to_string(&mut holder);
-                return Err(LockError::Held { holder: holder.trim().to_owned(), waited: limit });
+                return Err(LockError::Held { holder: Notes::read(&file).flow, waited: limit });
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(RETRY);
         }
-        file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
-        writeln!(file, "{}", std::process::id()).map_err(failed)?;
+        file.set_len(0).map_err(failed)?;
+        (&file).write_all(format!("flow {}\n", std::process::id()).as_bytes()).map_err(failed)?;
         Ok(Self(file))
     }
 
-    /// The same lock, for the keeper: it is free when both are closed (flock(2): a lock belongs to
-    /// the open file description).
-    pub(super) fn share(&self) -> io::Result<File> {
-        self.0.try_clone()
+    /// The same lock once more: it is free when all of them are closed (flock(2): it belongs to the
+    /// open file, which descriptors share).
+    pub(super) fn share(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone().map(OwnedFd::from)
+    }
+
+    /// Writes down the keeper, for `hostsnap thaw`.
+    pub(super) fn note_keeper(&self, pid: u32) -> io::Result<()> {
+        let notes = format!("flow {}\nkeeper {pid}\n", std::process::id());
+        self.0.set_len(0)?;
+        self.0.write_all_at(notes.as_bytes(), 0)
+    }
+}
+
+/// The keeper that is at work now, if there is one. Changes nothing.
+pub(super) fn keeper_at_work(folder: &Path) -> Option<u32> {
+    let file = File::open(folder.join(FILE)).ok()?;
+    match try_lock(&file) {
+        Ok(false) => Notes::read(&file).keeper,
+        // Nobody has it; closing the file lets it go again.
+        Ok(true) | Err(_) => None,
+    }
+}
+
+fn try_lock(file: &File) -> io::Result<bool> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[derive(Default)]
+struct Notes {
+    flow: Option<u32>,
+    keeper: Option<u32>,
+}
+
+impl Notes {
+    fn read(file: &File) -> Self {
+        let mut text = String::new();
+        // What can't be read is as good as not written.
+        let _ = file.take(128).read_to_string(&mut text);
+        Self::parse(&text)
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut notes = Self::default();
+        for line in text.lines() {
+            match line.split_once(' ') {
+                Some(("flow", pid)) => notes.flow = pid.parse().ok(),
+                Some(("keeper", pid)) => notes.keeper = pid.parse().ok(),
+                _ => {}
+            }
+        }
+        notes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_snapshot_waits_and_is_told_who_has_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = FreezeLock::take(folder.path(), Duration::ZERO).unwrap();
+        let Err(error) = FreezeLock::take(folder.path(), Duration::from_millis(50)) else {
+            panic!("two have the lock");
+        };
+        let own = std::process::id();
+        assert!(matches!(error, LockError::Held { holder: Some(pid), .. } if pid == own), "{error}");
+        assert!(error.to_string().contains(&own.to_string()));
+        drop(first);
+        FreezeLock::take(folder.path(), Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn a_lock_is_held_until_its_last_share_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = FreezeLock::take(folder.path(), Duration::ZERO).unwrap();
+        let share = lock.share().unwrap();
+        drop(lock);
+        assert!(FreezeLock::take(folder.path(), Duration::ZERO).is_err());
+        drop(share);
+        FreezeLock::take(folder.path(), Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn the_keeper_is_known_only_while_somebody_has_the_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(keeper_at_work(folder.path()), None);
+        let lock = FreezeLock::take(folder.path(), Duration::ZERO).unwrap();
+        assert_eq!(keeper_at_work(folder.path()), None);
+        lock.note_keeper(4711).unwrap();
+        assert_eq!(keeper_at_work(folder.path()), Some(4711));
+        drop(lock);
+        assert_eq!(keeper_at_work(folder.path()), None);
     }
 }

@@ -1,24 +1,81 @@
-//! The page of memory that flow and keeper share. Whoever thaws a file system first moves its slot
-//! from `Frozen` to `Thawing`; nobody else does it again. All zeros is the beginning.
+//! The page of memory that flow and keeper share: how far the freeze has come, and the state of each
+//! file system. It leaves to others who acts when; here is only who may.
+//!
+//! Two rules keep both sides from meeting:
+//! - The *phase* goes forward only, by compare-and-swap. The first end wins, so "held" and "the
+//!   deadline passed" exclude each other.
+//! - Whoever thaws a file system claims its slot first. A claim is taken over only from a side that
+//!   is dead.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
-use rustix::time::{ClockId, clock_gettime};
 
+use super::clock::now_ns;
 use super::ioctl;
 
-/// How many file systems can be frozen at once.
+/// How many file systems can be frozen at once: as many as a record has room for.
 pub(super) const SLOTS: usize = 64;
 
-const IDLE: u32 = 0;
+/// How long after the deadline a claim is left to who made it.
+const CLAIM_LIMIT_NS: u64 = 200_000_000;
+
+// The phase. All zeros is the beginning.
+const ARMED: u32 = 0;
 const FREEZING: u32 = 1;
 const FROZEN: u32 = 2;
-const THAWING: u32 = 3;
-const DONE: u32 = 4;
+
+/// Why the freeze is over, or will not come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum End {
+    /// The flow said so, with everything frozen and before the deadline: the only good end.
+    Released = 3,
+    /// The flow said so before everything was frozen.
+    Dropped = 4,
+    /// A FIFREEZE failed.
+    Failed = 5,
+    /// The deadline passed.
+    Deadline = 6,
+    /// The process that asked for the freeze ended.
+    FlowGone = 7,
+    /// The keeper ended.
+    KeeperGone = 8,
+    /// `hostsnap thaw` was called.
+    Emergency = 9,
+}
+
+const ENDS: [End; 7] =
+    [End::Released, End::Dropped, End::Failed, End::Deadline, End::FlowGone, End::KeeperGone, End::Emergency];
+
+/// Who acts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    Flow,
+    Keeper,
+}
+
+// A slot's state.
+const IDLE: u32 = 0;
+const IN_FIFREEZE: u32 = 1;
+const IS_FROZEN: u32 = 2;
+const CLAIMED_BY_FLOW: u32 = 3;
+const CLAIMED_BY_KEEPER: u32 = 4;
+const IS_THAWED: u32 = 5;
+const NOT_FROZEN: u32 = 6;
+
+impl Side {
+    const fn claim(self) -> u32 {
+        match self {
+            Self::Flow => CLAIMED_BY_FLOW,
+            Self::Keeper => CLAIMED_BY_KEEPER,
+        }
+    }
+}
 
 /// One file system.
 #[repr(C)]
@@ -32,18 +89,15 @@ pub(super) struct Slot {
     thaw_took_ns: AtomicU64,
 }
 
-/// The page's contents.
 #[repr(C)]
 struct Page {
-    /// Nothing more may be frozen, and what is frozen must be thawed.
-    stop: AtomicU32,
-    /// The deadline passed.
-    expired: AtomicU32,
+    phase: AtomicU32,
+    deadline_ns: AtomicU64,
     slots: [Slot; SLOTS],
 }
 
-/// A system call on the keeper's clock, in nanoseconds.
-#[derive(Debug, Clone, Copy)]
+/// A system call, in nanoseconds of the shared clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RawCall {
     pub(super) at_ns: u64,
     pub(super) took_ns: u64,
@@ -51,111 +105,191 @@ pub(super) struct RawCall {
 }
 
 /// The page, mapped.
-pub(super) struct Shared(&'static Page);
+pub(super) struct Shared {
+    page: NonNull<Page>,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and all of it is atomics.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: `map` made this mapping, of this size, and every reference into it borrows `self`.
+        let unmapped = unsafe { rustix::mm::munmap(self.page.as_ptr().cast(), size_of::<Page>()) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
 
 impl Shared {
     /// A new page, and the file to map it from in another process.
-    pub(super) fn create() -> rustix::io::Result<(Self, File)> {
-        let flags = rustix::fs::MemfdFlags::CLOEXEC;
-        let file = File::from(rustix::fs::memfd_create("hostsnap-freeze", flags)?);
-        rustix::fs::ftruncate(&file, size_of::<Page>() as u64)?;
+    pub(super) fn create() -> rustix::io::Result<(Self, OwnedFd)> {
+        use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+        let file = memfd_create("hostsnap-freeze", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        ftruncate(&file, size_of::<Page>() as u64)?;
+        // A file that shrank would turn an access into SIGBUS.
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Ok((Self::map(&file)?, file))
     }
 
-    /// The page of another process.
+    /// The page that another process created.
     pub(super) fn map(file: impl AsFd) -> rustix::io::Result<Self> {
-        // SAFETY: a fresh mapping, of the size that `create` gave the file; nothing shrinks the
-        // file; it is never unmapped, so it may live as long as the process (one page for each
-        // create, in a process that makes few). Every field is atomic and valid for all bytes, so
-        // that another process writes to it is fine.
-        let page = unsafe {
-            let address = rustix::mm::mmap(
+        // SAFETY: a fresh mapping at an address of the kernel's choice takes nobody's memory.
+        let address = unsafe {
+            rustix::mm::mmap(
                 std::ptr::null_mut(),
                 size_of::<Page>(),
                 ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
+                MapFlags::SHARED | MapFlags::POPULATE,
                 file,
                 0,
-            )?;
-            &*address.cast::<Page>()
+            )?
         };
-        Ok(Self(page))
+        let page = NonNull::new(address.cast()).expect("mmap does not return null");
+        Ok(Self { page })
     }
 
-    pub(super) fn slots(&self) -> &'static [Slot] {
-        &self.0.slots
+    fn page(&self) -> &Page {
+        // SAFETY: mapped until drop, of this size, which a seal keeps. Every field is an atomic and
+        // valid for all bytes, so that another process writes to it is no data race.
+        unsafe { self.page.as_ref() }
     }
 
-    /// From now on nothing more is frozen.
-    pub(super) fn stop(&self) {
-        self.0.stop.store(1, SeqCst);
+    pub(super) fn slots(&self) -> &[Slot] {
+        &self.page().slots
     }
 
-    pub(super) fn is_stopped(&self) -> bool {
-        self.0.stop.load(SeqCst) != 0
+    pub(super) fn deadline_ns(&self) -> u64 {
+        self.page().deadline_ns.load(SeqCst)
     }
 
-    pub(super) fn expire(&self) {
-        self.0.expired.store(1, SeqCst);
+    /// From armed to freezing, with this deadline. `false` if it has ended already.
+    pub(super) fn begin(&self, deadline_ns: u64) -> bool {
+        self.page().deadline_ns.store(deadline_ns, SeqCst);
+        self.step(ARMED, FREEZING)
     }
 
-    pub(super) fn is_expired(&self) -> bool {
-        self.0.expired.load(SeqCst) != 0
+    /// Whether FIFREEZE may be called.
+    pub(super) fn is_freezing(&self) -> bool {
+        self.page().phase.load(SeqCst) == FREEZING
     }
 
-    /// Freezes in order until one fails or a stop is asked for. Whether all are frozen.
+    /// Whether everything is frozen, and nothing has been thawed yet.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.page().phase.load(SeqCst) == FROZEN
+    }
+
+    /// The flow's good end. Anything else that came first stays, the deadline included.
+    pub(super) fn release(&self) {
+        if now_ns() >= self.deadline_ns() || !self.step(FROZEN, End::Released as u32) {
+            self.end(if self.is_frozen() { End::Deadline } else { End::Dropped });
+        }
+    }
+
+    /// Nothing more may be frozen, and what is must be thawed; for this reason, unless there is one.
+    pub(super) fn end(&self, why: End) {
+        for phase in [ARMED, FREEZING, FROZEN] {
+            self.step(phase, why as u32);
+        }
+    }
+
+    /// Why it ended, if it has.
+    pub(super) fn ended(&self) -> Option<End> {
+        let phase = self.page().phase.load(SeqCst);
+        ENDS.into_iter().find(|end| *end as u32 == phase)
+    }
+
+    fn step(&self, from: u32, to: u32) -> bool {
+        self.page().phase.compare_exchange(from, to, SeqCst, SeqCst).is_ok()
+    }
+
+    /// The keeper's work: FIFREEZE in order. Whether all are frozen; if not, those that were are
+    /// thawed again.
+    ///
+    /// Whoever ends the freeze changes the phase and then looks at the slots; here the slot is
+    /// changed and then the phase looked at. So at least one of the two sees the other, and no
+    /// file system is left frozen between them.
     pub(super) fn freeze_all(&self, files: &[File]) -> bool {
         for (file, slot) in files.iter().zip(self.slots()) {
-            if self.is_stopped() {
-                return false;
+            if !self.is_freezing() {
+                break;
             }
-            let result = slot.freeze(file);
-            if self.is_stopped() {
-                // Who asked for the stop may have looked before this one was frozen.
-                slot.thaw(file);
-                return false;
-            }
-            if result.is_err() {
-                return false;
+            if !slot.freeze(file) {
+                self.end(End::Failed);
             }
         }
-        true
+        if self.step(FREEZING, FROZEN) {
+            return true;
+        }
+        self.thaw_all(files, Side::Keeper);
+        false
     }
 
-    /// Thaws in reverse what is frozen by us.
-    pub(super) fn thaw_all(&self, files: &[File]) {
+    /// FITHAW, in reverse, of what is frozen by us and not claimed by anybody.
+    pub(super) fn thaw_all(&self, files: &[File], side: Side) {
         for (file, slot) in files.iter().zip(self.slots()).rev() {
-            slot.thaw(file);
+            slot.thaw(file, side);
         }
     }
 
-    /// For the flow, after the keeper's end: a FIFREEZE that the keeper died in has come to its end
-    /// as well, and nobody wrote down how. It is thawed: better a stranger's freeze released, in
-    /// this one narrow case, than ours kept for ever.
-    pub(super) fn thaw_after_keeper(&self, files: &[File]) {
-        self.stop();
+    /// Thaws in the other side's stead what it had claimed: it is dead, or was stopped between the
+    /// claim and FITHAW. If it comes to its FITHAW after all, one of both fails with EINVAL, and
+    /// the freeze counts as not held.
+    pub(super) fn take_over_claims(&self, files: &[File], from: Side, side: Side) {
         for slot in self.slots() {
-            let _ = slot.state.compare_exchange(FREEZING, FROZEN, SeqCst, SeqCst);
-            let _ = slot.state.compare_exchange(THAWING, FROZEN, SeqCst, SeqCst);
+            slot.step(from.claim(), IS_FROZEN);
         }
-        self.thaw_all(files);
+        self.thaw_all(files, side);
+    }
+
+    /// For the flow, when the keeper is dead: takes over everything. What the keeper was freezing
+    /// when it died has come to its end as well, and nobody wrote down how; it is thawed.
+    /// Somebody else's freeze can be released so, if the keeper died in the very call that was to
+    /// return EBUSY: better that than ours kept for ever.
+    pub(super) fn take_over_from_dead_keeper(&self, files: &[File]) {
+        for slot in self.slots() {
+            slot.step(IN_FIFREEZE, IS_FROZEN);
+        }
+        self.take_over_claims(files, Side::Keeper, Side::Flow);
+    }
+
+    /// Whether the deadline is so far behind that a claim from before it will come to nothing.
+    pub(super) fn is_long_over(&self) -> bool {
+        let deadline_ns = self.deadline_ns();
+        deadline_ns != 0 && now_ns() >= deadline_ns.saturating_add(CLAIM_LIMIT_NS)
+    }
+
+    /// Whether nothing is frozen by us, nor about to be thawed. A FIFREEZE that has not come back
+    /// counts as neither: it may take for ever.
+    pub(super) fn is_settled(&self) -> bool {
+        let settled = |slot: &Slot| {
+            let state = slot.state.load(SeqCst);
+            state != IS_FROZEN && state != CLAIMED_BY_FLOW && state != CLAIMED_BY_KEEPER
+        };
+        self.slots().iter().all(settled)
+    }
+
+    /// Whether a FIFREEZE is in the kernel.
+    pub(super) fn is_in_fifreeze(&self) -> bool {
+        self.slots().iter().any(Slot::is_in_fifreeze)
     }
 }
 
 impl Slot {
-    fn freeze(&self, file: &File) -> rustix::io::Result<()> {
+    fn freeze(&self, file: &File) -> bool {
         let at = now_ns();
         self.freeze_at_ns.store(at, SeqCst);
-        self.state.store(FREEZING, SeqCst);
+        self.state.store(IN_FIFREEZE, SeqCst);
         let result = ioctl::freeze(file);
         self.freeze_took_ns.store(now_ns().saturating_sub(at), SeqCst);
         self.freeze_errno.store(errno_of(result), SeqCst);
-        self.state.store(if result.is_ok() { FROZEN } else { IDLE }, SeqCst);
-        result
+        self.state.store(if result.is_ok() { IS_FROZEN } else { NOT_FROZEN }, SeqCst);
+        result.is_ok()
     }
 
-    fn thaw(&self, file: &File) {
-        if self.state.compare_exchange(FROZEN, THAWING, SeqCst, SeqCst).is_err() {
+    fn thaw(&self, file: &File, side: Side) {
+        if !self.step(IS_FROZEN, side.claim()) {
             return;
         }
         let at = now_ns();
@@ -163,36 +297,38 @@ impl Slot {
         self.thaw_at_ns.store(at, SeqCst);
         self.thaw_took_ns.store(now_ns().saturating_sub(at), SeqCst);
         self.thaw_errno.store(errno_of(result), SeqCst);
-        self.state.store(DONE, SeqCst);
+        self.state.store(IS_THAWED, SeqCst);
+    }
+
+    fn step(&self, from: u32, to: u32) -> bool {
+        self.state.compare_exchange(from, to, SeqCst, SeqCst).is_ok()
+    }
+
+    /// Whether FIFREEZE has been called and not come back.
+    pub(super) fn is_in_fifreeze(&self) -> bool {
+        self.state.load(SeqCst) == IN_FIFREEZE
     }
 
     /// FIFREEZE, if it was called and came back.
     pub(super) fn freeze_call(&self) -> Option<RawCall> {
-        let call = RawCall {
+        let state = self.state.load(SeqCst);
+        (state != IDLE && state != IN_FIFREEZE).then(|| RawCall {
             at_ns: self.freeze_at_ns.load(SeqCst),
             took_ns: self.freeze_took_ns.load(SeqCst),
             errno: self.freeze_errno.load(SeqCst),
-        };
-        (call.at_ns != 0 && self.state.load(SeqCst) != FREEZING).then_some(call)
+        })
     }
 
-    /// FITHAW, if it was called.
+    /// FITHAW, if it was called and came back.
     pub(super) fn thaw_call(&self) -> Option<RawCall> {
-        let call = RawCall {
+        (self.state.load(SeqCst) == IS_THAWED).then(|| RawCall {
             at_ns: self.thaw_at_ns.load(SeqCst),
             took_ns: self.thaw_took_ns.load(SeqCst),
             errno: self.thaw_errno.load(SeqCst),
-        };
-        (self.state.load(SeqCst) == DONE).then_some(call)
+        })
     }
 }
 
 fn errno_of(result: Result<(), Errno>) -> i32 {
     result.err().map_or(0, Errno::raw_os_error)
-}
-
-/// A clock that goes on while the machine is suspended: a lease does so too.
-pub(super) fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }

@@ -36,6 +36,8 @@ pub struct Disk {
 pub struct FileSystem {
     /// One place where it can be reached.
     pub mount_point: PathBuf,
+    /// The number of that mount.
+    pub mount_id: u32,
     /// Its kind.
     pub fs_type: String,
     /// The disks that it is on, by name.
@@ -253,6 +255,7 @@ fn in_freeze_order(stack: &Stack<'_>, chosen: Vec<&Mounted<'_>>) -> Result<Vec<F
         }
         ordered.push(FileSystem {
             mount_point: fs.best.mount_point.clone(),
+            mount_id: fs.best.id,
             fs_type: fs.best.fs_type.clone(),
             disks: fs.beneath.disks.clone(),
             read_only: fs.best.super_read_only,

@@ -1,0 +1,286 @@
+//! The flow's side of a freeze: what is armed, what is frozen, and a thread that watches the keeper
+//! as the keeper watches the flow.
+//!
+//! The flow thaws by itself, which saves the stall a change of process; the keeper helps when there
+//! are several file systems, and does all of it when the flow can't. From [`Armed::freeze`] to
+//! [`Frozen::thaw`] nothing here allocates, opens, logs or prints, which a test proves.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+
+use super::channel::{self, Parts, hear, is_gone, is_readable, say, wait};
+use super::clock::{self, now_ns, timespec};
+use super::expedite::Expedite;
+use super::lock::FreezeLock;
+use super::report::{Report, report};
+use super::shared::{End, Shared, Side};
+use super::{FreezeError, Plan, Target, keeper};
+
+/// How long the keeper may take to get ready.
+const START_LIMIT: Duration = Duration::from_secs(10);
+/// How long the flow waits for what the keeper is thawing, before it reports without it.
+const SETTLE_LIMIT: Duration = Duration::from_secs(1);
+/// How long a keeper with nothing left to do may take to end.
+const KEEPER_END_LIMIT: Duration = Duration::from_secs(2);
+/// How often the watcher looks at a deadline that nobody has noticed.
+const CLAIM_INTERVAL: Duration = Duration::from_millis(100);
+/// Enough for a few system calls.
+const WATCHER_STACK_BYTES: usize = 128 * 1024;
+
+/// The keeper is ready; nothing is frozen. Dropping it ends the keeper.
+pub struct Armed {
+    guard: Arc<Guard>,
+    targets: Vec<Target>,
+    budget: Duration,
+    keeper_pid: u32,
+}
+
+/// Everything is frozen. Dropping it thaws.
+pub struct Frozen(Armed);
+
+/// What the flow's threads share.
+struct Guard {
+    shared: Shared,
+    channel: OwnedFd,
+    /// Readable from the deadline on.
+    timer: OwnedFd,
+    /// Readable when the flow is done.
+    done: OwnedFd,
+    mounts: Vec<File>,
+    expedite: Option<Expedite>,
+    finished: AtomicBool,
+    /// The lock is free when this and the keeper's are closed.
+    _lock: OwnedFd,
+}
+
+/// Starts the keeper and waits until it is ready.
+pub(super) fn arm(plan: Plan, mounts: Vec<File>, lock: &FreezeLock) -> Result<Armed, FreezeError> {
+    let failed = |doing: &'static str| move |source: io::Error| FreezeError::Keeper { doing, source };
+    let (shared, page) = Shared::create().map_err(|errno| failed("share a page of memory")(errno.into()))?;
+    let (ours, theirs) = channel::pair().map_err(failed("make a socket pair"))?;
+    let timer = clock::timer().map_err(|errno| failed("make a timer")(errno.into()))?;
+    let done = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| failed("make an event")(errno.into()))?;
+    let expedite = Expedite::open();
+    let copy = |fd: &OwnedFd| fd.try_clone().map_err(failed("copy a descriptor"));
+    let parts = Parts {
+        page,
+        timer: copy(&timer)?,
+        lock: lock.share().map_err(failed("share the lock"))?,
+        expedite: expedite
+            .as_ref()
+            .map(Expedite::try_clone)
+            .transpose()
+            .map_err(failed("copy a descriptor"))?,
+        mounts: mounts
+            .iter()
+            .map(File::try_clone)
+            .collect::<Result<_, _>>()
+            .map_err(failed("copy a descriptor"))?,
+    };
+    let _lock = lock.share().map_err(failed("share the lock"))?;
+    let child = start(&plan.keeper, theirs).map_err(failed("run this program again"))?;
+    let keeper_pid = child.id();
+    let guard = Arc::new(Guard {
+        shared,
+        channel: ours,
+        timer,
+        done,
+        mounts,
+        expedite,
+        finished: AtomicBool::new(false),
+        _lock,
+    });
+    // From here on the watcher ends the keeper, however this ends.
+    let watched = Arc::clone(&guard);
+    thread::Builder::new()
+        .name("hostsnap-watch".to_owned())
+        .stack_size(WATCHER_STACK_BYTES)
+        .spawn(move || watched.watch(child))
+        .map_err(failed("start the thread that watches it"))?;
+    let armed = Armed { guard, targets: plan.targets, budget: plan.budget, keeper_pid };
+    channel::hand_over(&armed.guard.channel, &parts).map_err(failed("hand over the descriptors"))?;
+    armed.guard.wait_until_ready().map_err(failed("wait until it is ready"))?;
+    lock.note_keeper(keeper_pid).map_err(failed("note its process in the lock"))?;
+    Ok(armed)
+}
+
+fn start(program: &Path, channel: OwnedFd) -> io::Result<Child> {
+    Command::new(program)
+        .arg(keeper::ARGUMENT)
+        .env_clear()
+        // No folder of a file system that is to be frozen, or unmounted, stays in use.
+        .current_dir("/")
+        .stdin(Stdio::from(channel))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+}
+
+impl Armed {
+    /// The keeper's process.
+    pub fn keeper_pid(&self) -> u32 {
+        self.keeper_pid
+    }
+
+    /// Freezes everything, in order; returns at the deadline at the latest.
+    ///
+    /// # Errors
+    /// When not everything is frozen: the report says why. What had been frozen is thawed again; a
+    /// FIFREEZE that has not come back is thawed by the keeper when it does.
+    pub fn freeze(self) -> Result<Frozen, Report> {
+        let guard = &self.guard;
+        let budget_ns = u64::try_from(self.budget.as_nanos()).unwrap_or(u64::MAX);
+        let deadline_ns = now_ns().saturating_add(budget_ns);
+        // Longer than the kernel can count is as good as never; the timer is the keeper's as well.
+        if clock::set(&guard.timer, deadline_ns).is_err() || !guard.shared.begin(deadline_ns) {
+            guard.finish(End::KeeperGone);
+            return Err(self.report());
+        }
+        say(&guard.channel, channel::FREEZE);
+        let why = guard.wait_until_frozen();
+        if guard.shared.is_frozen() {
+            return Ok(Frozen(self));
+        }
+        guard.finish(why);
+        Err(self.report())
+    }
+
+    fn report(&self) -> Report {
+        report(&self.targets, &self.guard.shared)
+    }
+}
+
+impl Drop for Armed {
+    fn drop(&mut self) {
+        self.guard.finish(End::Dropped);
+    }
+}
+
+impl Frozen {
+    /// What is left until the deadline; nothing, if the freeze has ended.
+    pub fn remaining(&self) -> Duration {
+        let shared = &self.0.guard.shared;
+        let left_ns = if shared.is_frozen() { shared.deadline_ns().saturating_sub(now_ns()) } else { 0 };
+        Duration::from_nanos(left_ns)
+    }
+
+    /// The keeper's process.
+    pub fn keeper_pid(&self) -> u32 {
+        self.0.keeper_pid
+    }
+
+    /// Thaws everything, in reverse, and says how it went.
+    pub fn thaw(self) -> Report {
+        self.0.guard.release();
+        self.0.report()
+    }
+}
+
+impl Guard {
+    fn wait_until_ready(&self) -> io::Result<()> {
+        let mut fds = [PollFd::new(&self.channel, PollFlags::IN)];
+        if !wait(&mut fds, Some(timespec(START_LIMIT))) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it said nothing in time"));
+        }
+        let mut message = [0; 256];
+        match hear(&self.channel, &mut message) {
+            Some((channel::READY, _)) => Ok(()),
+            Some((_, text)) => Err(io::Error::other(String::from_utf8_lossy(text).into_owned())),
+            None => Err(io::Error::other("it ended")),
+        }
+    }
+
+    /// Why it is not frozen, if it is not.
+    fn wait_until_frozen(&self) -> End {
+        let mut fds = [PollFd::new(&self.channel, PollFlags::IN), PollFd::new(&self.timer, PollFlags::IN)];
+        wait(&mut fds, None);
+        if is_readable(&fds[1]) {
+            return End::Deadline;
+        }
+        match hear(&self.channel, &mut [0]) {
+            Some(_) => End::Failed,
+            None => End::KeeperGone,
+        }
+    }
+
+    fn release(&self) {
+        self.shared.release();
+        self.thaw();
+    }
+
+    fn finish(&self, why: End) {
+        self.shared.end(why);
+        self.thaw();
+    }
+
+    fn thaw(&self) {
+        if self.finished.swap(true, SeqCst) {
+            return;
+        }
+        if self.mounts.len() > 1 {
+            // It begins at once: a thaw waits for the disk, and two can wait at the same time.
+            say(&self.channel, channel::END);
+        }
+        self.shared.thaw_all(&self.mounts, Side::Flow);
+        let limit_ns = now_ns().saturating_add(u64::try_from(SETTLE_LIMIT.as_nanos()).unwrap_or(u64::MAX));
+        while !self.shared.is_settled() && now_ns() < limit_ns {
+            if self.keeper_ends_within(Duration::from_millis(1)) {
+                self.shared.take_over_from_dead_keeper(&self.mounts);
+            }
+        }
+        if let Some(expedite) = &self.expedite {
+            expedite.off();
+        }
+        say(&self.channel, channel::END);
+        let _ = rustix::io::write(&self.done, &1_u64.to_ne_bytes());
+    }
+
+    fn keeper_ends_within(&self, limit: Duration) -> bool {
+        let mut fds = [PollFd::new(&self.channel, PollFlags::empty())];
+        wait(&mut fds, Some(timespec(limit))) && is_gone(&fds[0])
+    }
+
+    /// The watcher's thread: thaws when the keeper is dead, and at the deadline if nobody else does.
+    /// Ends with the keeper.
+    fn watch(&self, mut keeper: Child) {
+        let mut fds = [
+            // Only for its end: what comes from it is the flow's to read.
+            PollFd::new(&self.channel, PollFlags::empty()),
+            PollFd::new(&self.done, PollFlags::IN),
+            PollFd::new(&self.timer, PollFlags::IN),
+        ];
+        wait(&mut fds, None);
+        if is_readable(&fds[2]) {
+            self.shared.end(End::Deadline);
+            self.shared.thaw_all(&self.mounts, Side::Flow);
+        }
+        while !is_gone(&fds[0]) && !is_readable(&fds[1]) {
+            wait(&mut fds[..2], Some(timespec(CLAIM_INTERVAL)));
+            if self.shared.is_long_over() {
+                self.shared.take_over_claims(&self.mounts, Side::Keeper, Side::Flow);
+            }
+        }
+        while !is_gone(&fds[0]) {
+            let ended = wait(&mut fds[..1], Some(timespec(KEEPER_END_LIMIT)));
+            if !ended && self.shared.is_settled() && !self.shared.is_in_fifreeze() {
+                // Stopped, or it hangs; nothing depends on it any more.
+                let _ = keeper.kill();
+            }
+        }
+        self.shared.end(End::KeeperGone);
+        self.shared.take_over_from_dead_keeper(&self.mounts);
+        if let Some(expedite) = &self.expedite {
+            expedite.off();
+        }
+        let _ = keeper.wait();
+    }
+}
