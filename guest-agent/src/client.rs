@@ -4,70 +4,121 @@
 //! |---|---|
 //! | `address` | where the host is, and how it is connected to |
 //! | `wire` | frames over a socket, by a deadline; also the ones that are sent while frozen |
+//! | `error` | why there was no answer, and whether asking again can help |
 
 mod address;
+mod error;
 mod wire;
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use protocol::message::{
-    Conclude, DeleteOutcome, DiskInfo, Hello, List, Page, Prepare, Progress, Reply, Request, Welcome,
+    Conclude, CutDone, DeleteOutcome, DiskInfo, Hello, List, Page, Planned, Prepare, Prepared, Progress,
+    Reply, Request, Welcome,
 };
 use protocol::text::{Name, SnapshotRef};
 use protocol::{ErrorCode, SnapshotId, SnapshotRecord, Ticket, VERSIONS, WireError};
 
 pub use address::HostAddress;
+pub use error::ClientError;
+use error::kind;
 pub use wire::{Wire, WireFailure};
 
-/// How long the host may take to be reached and to greet.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// How long an ordinary answer may take.
-const ANSWER_LIMIT: Duration = Duration::from_secs(30);
-/// How long `Prepared` may take: the host does all its slow work then, and others may be first.
-const PREPARE_LIMIT: Duration = Duration::from_secs(120);
-/// How long the host may be silent while a snapshot settles.
-const SETTLE_SILENCE: Duration = Duration::from_secs(600);
+/// How long the host may take for what.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// To be reached and to greet.
+    pub connect: Duration,
+    /// An ordinary answer.
+    pub answer: Duration,
+    /// `Prepared`: the host does all its slow work then, and others may be first.
+    pub prepare: Duration,
+    /// The cut, counted from the freeze's end: only to learn what became of it.
+    pub late_cut: Duration,
+    /// The acknowledgement that we give up. The host gives up by itself as well.
+    pub abort: Duration,
+    /// Its silence while a snapshot settles.
+    pub settle_silence: Duration,
+    /// How long after it was lost the same request is repeated: it may be restarting.
+    pub lost: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            answer: Duration::from_secs(30),
+            prepare: Duration::from_secs(120),
+            late_cut: Duration::from_secs(60),
+            abort: Duration::from_secs(5),
+            settle_silence: Duration::from_secs(600),
+            lost: Duration::from_secs(60),
+        }
+    }
+}
 
 /// An open conversation.
 pub struct Client {
     wire: Wire,
+    limits: Limits,
     /// What the host said at the beginning.
     pub welcome: Welcome,
 }
 
 impl Client {
     /// Connects and greets.
-    pub fn connect(address: &HostAddress) -> Result<Self, WireError> {
-        let deadline = Instant::now() + CONNECT_LIMIT;
-        let mut wire = Wire::new(address.connect(deadline)?);
+    pub fn connect(address: &HostAddress, limits: Limits) -> Result<Self, ClientError> {
+        let deadline = Instant::now() + limits.connect;
+        let mut wire = Wire::new(address.connect(deadline).map_err(ClientError::NotConnected)?);
         let hello = Request::Hello(Hello {
             versions: VERSIONS,
             agent_version: own_version(),
             boot_id: read_id("/proc/sys/kernel/random/boot_id"),
             vm_uuid: read_id("/sys/class/dmi/id/product_uuid"),
         });
-        wire.send(&hello, deadline).map_err(lost)?;
-        match receive(&mut wire, deadline)? {
-            Reply::Hello(welcome) => Ok(Self { wire, welcome }),
-            other => Err(unexpected(&other)),
+        wire.send(&hello, deadline)?;
+        let welcome = match receive(&mut wire, deadline)? {
+            Reply::Hello(welcome) => welcome,
+            other => return Err(unexpected("Hello", &other)),
+        };
+        if !(VERSIONS.min..=VERSIONS.max).contains(&welcome.version) {
+            return Err(ClientError::NotConnected(
+                WireError::new(
+                    ErrorCode::UnsupportedVersion,
+                    format!(
+                        "the host speaks version {} of the protocol, this program {} to {}",
+                        welcome.version, VERSIONS.min, VERSIONS.max
+                    ),
+                )
+                .hint("update the older side"),
+            ));
         }
+        Ok(Self { wire, limits, welcome })
     }
 
     /// The disks that the host knows.
-    pub fn disks(&mut self) -> Result<Vec<DiskInfo>, WireError> {
-        match self.ask(&Request::Disks, ANSWER_LIMIT)? {
+    pub fn disks(&mut self) -> Result<Vec<DiskInfo>, ClientError> {
+        match self.ask(&Request::Disks, self.limits.answer)? {
             Reply::Disks(disks) => Ok(disks.into_inner()),
-            other => Err(unexpected(&other)),
+            other => Err(unexpected("Disks", &other)),
         }
     }
 
     /// Asks for everything that comes before the cut.
-    pub fn prepare(&mut self, prepare: Prepare) -> Result<Reply, WireError> {
-        match self.ask(&Request::Prepare(prepare), PREPARE_LIMIT)? {
-            reply @ (Reply::Prepared(_) | Reply::Planned(_) | Reply::Existing(_)) => Ok(reply),
-            other => Err(unexpected(&other)),
+    pub fn prepare(&mut self, prepare: Prepare) -> Result<Readiness, ClientError> {
+        let dry_run = prepare.dry_run;
+        match self.ask(&Request::Prepare(prepare), self.limits.prepare)? {
+            Reply::Prepared(prepared) if !dry_run => Ok(Readiness::Ready(prepared)),
+            Reply::Planned(planned) if dry_run => Ok(Readiness::Planned(planned)),
+            Reply::Existing(record) => Ok(Readiness::Existing(record)),
+            other => Err(unexpected("Prepare", &other)),
         }
+    }
+
+    /// How long the host may take.
+    pub const fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// For the moments in which nothing may be allocated.
@@ -75,87 +126,92 @@ impl Client {
         &mut self.wire
     }
 
-    /// Shows the host what was proved; waits until the snapshot is durable if `conclude.wait`.
-    pub fn conclude(
-        &mut self,
-        conclude: Conclude,
-        tell: &mut dyn FnMut(Progress),
-    ) -> Result<Box<SnapshotRecord>, WireError> {
-        let mut reply = self.ask(&Request::Conclude(conclude), SETTLE_SILENCE)?;
+    /// Reads the answer to `Cut`, which the wire has received already.
+    pub fn cut_done(&mut self, ticket: Ticket) -> Result<CutDone, ClientError> {
+        match self.wire.take()? {
+            Reply::CutDone(done) if done.ticket == ticket => Ok(done),
+            Reply::Error(error) => Err(ClientError::Told(error)),
+            Reply::CutDone(_) => Err(ClientError::Unexpected { request: "Cut", reply: "another's CutDone" }),
+            other => Err(unexpected("Cut", &other)),
+        }
+    }
+
+    /// Shows the host what was proved. The answer is [`Client::settled`]'s.
+    pub fn conclude(&mut self, conclude: Conclude) -> Result<(), ClientError> {
+        Ok(self.wire.send(&Request::Conclude(conclude), Instant::now() + self.limits.answer)?)
+    }
+
+    /// Waits for the answer to `Conclude`: until the snapshot is durable, if that asked to wait.
+    pub fn settled(&mut self, tell: &mut dyn FnMut(Progress)) -> Result<Box<SnapshotRecord>, ClientError> {
         loop {
-            match reply {
+            match receive(&mut self.wire, Instant::now() + self.limits.settle_silence)? {
                 Reply::Progress(progress) => tell(progress),
                 Reply::Snapshot(record) => return Ok(record),
-                other => return Err(unexpected(&other)),
+                other => return Err(unexpected("Conclude", &other)),
             }
-            reply = receive(&mut self.wire, Instant::now() + SETTLE_SILENCE)?;
         }
     }
 
     /// Gives up before the cut.
-    pub fn abort(&mut self, ticket: Ticket) -> Result<(), WireError> {
-        match self.ask(&Request::Abort(ticket), ANSWER_LIMIT)? {
+    pub fn abort(&mut self, ticket: Ticket) -> Result<(), ClientError> {
+        match self.ask(&Request::Abort(ticket), self.limits.abort)? {
             Reply::Aborted => Ok(()),
-            other => Err(unexpected(&other)),
+            other => Err(unexpected("Abort", &other)),
         }
     }
 
     /// A page of snapshots.
-    pub fn list(&mut self, list: List) -> Result<Page, WireError> {
-        match self.ask(&Request::List(list), ANSWER_LIMIT)? {
+    pub fn list(&mut self, list: List) -> Result<Page, ClientError> {
+        match self.ask(&Request::List(list), self.limits.answer)? {
             Reply::Snapshots(page) => Ok(page),
-            other => Err(unexpected(&other)),
+            other => Err(unexpected("List", &other)),
         }
     }
 
     /// One snapshot.
-    pub fn get(&mut self, reference: SnapshotRef) -> Result<Box<SnapshotRecord>, WireError> {
-        match self.ask(&Request::Get(reference), ANSWER_LIMIT)? {
+    pub fn get(&mut self, reference: SnapshotRef) -> Result<Box<SnapshotRecord>, ClientError> {
+        match self.ask(&Request::Get(reference), self.limits.answer)? {
             Reply::Snapshot(record) => Ok(record),
-            other => Err(unexpected(&other)),
+            other => Err(unexpected("Get", &other)),
         }
     }
 
     /// Removes a snapshot.
-    pub fn delete(&mut self, id: SnapshotId) -> Result<DeleteOutcome, WireError> {
-        match self.ask(&Request::Delete(id), PREPARE_LIMIT)? {
+    pub fn delete(&mut self, id: SnapshotId) -> Result<DeleteOutcome, ClientError> {
+        match self.ask(&Request::Delete(id), self.limits.prepare)? {
             Reply::Deleted(outcome) => Ok(outcome),
-            other => Err(unexpected(&other)),
+            other => Err(unexpected("Delete", &other)),
         }
     }
 
-    fn ask(&mut self, request: &Request, limit: Duration) -> Result<Reply, WireError> {
+    fn ask(&mut self, request: &Request, limit: Duration) -> Result<Reply, ClientError> {
         let deadline = Instant::now() + limit;
-        self.wire.send(request, deadline).map_err(lost)?;
+        self.wire.send(request, deadline)?;
         receive(&mut self.wire, deadline)
     }
 }
 
+/// What came of `Prepare`.
+#[derive(Debug)]
+pub enum Readiness {
+    /// The cut may be asked for.
+    Ready(Prepared),
+    /// It was a dry run: what would be done.
+    Planned(Planned),
+    /// The request was answered before: that is its snapshot.
+    Existing(Box<SnapshotRecord>),
+}
+
 /// An answer; the host's error is ours.
-fn receive(wire: &mut Wire, deadline: Instant) -> Result<Reply, WireError> {
-    match wire.receive(deadline).map_err(lost)? {
-        Reply::Error(error) => Err(error),
+fn receive(wire: &mut Wire, deadline: Instant) -> Result<Reply, ClientError> {
+    match wire.receive(deadline)? {
+        Reply::Error(error) => Err(ClientError::Told(error)),
         reply => Ok(reply),
     }
 }
 
-/// What a broken conversation is to a user.
-pub fn lost(failure: WireFailure) -> WireError {
-    let (code, hint) = match &failure {
-        WireFailure::TimedOut => (ErrorCode::TimedOut, "the host's log says why: journalctl -u hostsnapd"),
-        WireFailure::Closed | WireFailure::Io(_) => {
-            (ErrorCode::Unreachable, "hostsnapd may have been restarted; try again")
-        }
-        WireFailure::Malformed(_) => {
-            (ErrorCode::Malformed, "update hostsnap and hostsnapd to the same version")
-        }
-    };
-    WireError::new(code, format!("the conversation with the host broke off: {failure}")).hint(hint)
-}
-
-fn unexpected(_: &Reply) -> WireError {
-    WireError::new(ErrorCode::Malformed, "the host gave another answer than was asked for")
-        .hint("update hostsnap and hostsnapd to the same version")
+fn unexpected(request: &'static str, reply: &Reply) -> ClientError {
+    ClientError::Unexpected { request, reply: kind(reply) }
 }
 
 /// This program's version.

@@ -14,7 +14,7 @@ use protocol::{ErrorCode, RequestId, WireError};
 use serde_json::json;
 
 use crate::cli::{Cli, Command, Create};
-use crate::client::{Client, HostAddress};
+use crate::client::{Client, HostAddress, Limits};
 use crate::flow::{self, Options, Outcome, Surroundings, Told};
 use crate::freeze::{self, Emergency};
 use crate::topology::{capture, mountinfo};
@@ -38,7 +38,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, WireError> {
         Command::Create(create) => take(create, host, json)?,
         Command::List { labels } => list(&host, labels, json)?,
         Command::Show { snapshot } => {
-            let record = Client::connect(&host)?.get(snapshot)?;
+            let record = Client::connect(&host, Limits::default())?.get(snapshot)?;
             print::snapshot(&record, json);
         }
         Command::Delete { snapshots, yes } => delete(&host, snapshots, yes, json)?,
@@ -106,7 +106,7 @@ fn labels_of(labels: Vec<(LabelKey, LabelValue)>) -> Result<Labels, WireError> {
 
 fn list(host: &HostAddress, labels: Vec<(LabelKey, LabelValue)>, json: bool) -> Result<(), WireError> {
     let labels = labels_of(labels)?;
-    let mut client = Client::connect(host)?;
+    let mut client = Client::connect(host, Limits::default())?;
     let mut records = Vec::new();
     let mut after = None;
     loop {
@@ -122,7 +122,7 @@ fn list(host: &HostAddress, labels: Vec<(LabelKey, LabelValue)>, json: bool) -> 
 }
 
 fn delete(host: &HostAddress, snapshots: Vec<SnapshotRef>, yes: bool, json: bool) -> Result<(), WireError> {
-    let mut client = Client::connect(host)?;
+    let mut client = Client::connect(host, Limits::default())?;
     // All are looked up before the first is deleted: a typing error deletes nothing.
     let records = snapshots.into_iter().map(|which| client.get(which)).collect::<Result<Vec<_>, _>>()?;
     if !yes && std::io::stdin().is_terminal() {
@@ -146,7 +146,9 @@ fn disks(host: &HostAddress, json: bool) -> Result<(), WireError> {
     let capture = capture::live().map_err(|error| WireError::new(error.code(), error.to_string()))?;
     let overview = crate::topology::select::overview(&capture);
     // What the guest itself knows is shown even when the host can't be asked.
-    let known = Client::connect(host).and_then(|mut client| client.disks());
+    let known = Client::connect(host, Limits::default())
+        .and_then(|mut client| client.disks())
+        .map_err(WireError::from);
     print::disks(&overview, known.as_deref(), json);
     known.map(drop)
 }

@@ -8,7 +8,7 @@ use protocol::message::DiskInfo;
 use protocol::{ErrorCode, WireError};
 use serde::Serialize;
 
-use crate::client::{Client, HostAddress};
+use crate::client::{Client, HostAddress, Limits};
 use crate::hooks;
 use crate::topology::capture;
 use crate::topology::select::{self, DiskOverview};
@@ -85,7 +85,9 @@ fn gather(host: &HostAddress) -> Facts {
     Facts {
         is_root: rustix::process::geteuid().is_root(),
         vsock,
-        host: Client::connect(host).map(|mut client| (client.welcome.vm.to_string(), client.disks())),
+        host: Client::connect(host, Limits::default())
+            .map(|mut client| (client.welcome.vm.to_string(), client.disks().map_err(WireError::from)))
+            .map_err(WireError::from),
         disks: capture::live().map(|capture| select::overview(&capture)).map_err(|error| error.to_string()),
         hooks: hooks::Hooks::find(Path::new(hooks::FOLDER), hooks::LIMIT).map(|hooks| hooks.len()),
         can_expedite: fs::metadata("/sys/kernel/rcu_expedited").is_ok(),

@@ -4,11 +4,11 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, VsockAddr};
 use protocol::{ErrorCode, PORT, WireError};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -70,8 +70,7 @@ impl fmt::Display for HostAddress {
 impl HostAddress {
     pub(super) fn connect(&self, deadline: Instant) -> Result<Socket, WireError> {
         match self {
-            Self::Unix(path) => UnixStream::connect(path)
-                .map(Socket::from)
+            Self::Unix(path) => connect_unix(path, deadline)
                 .map_err(|error| self.unreachable(&error.to_string(), "is hostsnapd running?")),
             Self::Vsock { cid, port } => self.connect_vsock(VsockAddr::new(*cid, *port), deadline),
         }
@@ -93,9 +92,10 @@ impl HostAddress {
         self.bind_privileged(&fd)?;
         let failed = |error: io::Error| {
             let hint = match error.raw_os_error() {
-                Some(libc_enodev) if libc_enodev == nix::errno::Errno::ENODEV as i32 => {
+                Some(errno) if errno == Errno::ENODEV as i32 => {
                     "this machine has no vsock device: the host's administrator adds one (vhost-vsock)"
                 }
+                // vhost-device-vsock is silent where nobody listens, vhost-vsock resets.
                 _ => {
                     "hostsnapd does not listen there: ask the host's administrator; hostsnap doctor says more"
                 }
@@ -104,7 +104,7 @@ impl HostAddress {
         };
         match socket::connect(fd.as_raw_fd(), &host) {
             Ok(()) => {}
-            Err(nix::errno::Errno::EINPROGRESS) => wait_connected(&fd, deadline).map_err(failed)?,
+            Err(Errno::EINPROGRESS) => wait_connected(&fd, deadline).map_err(failed)?,
             Err(errno) => return Err(failed(errno.into())),
         }
         let stream = vsock::VsockStream::from(fd);
@@ -117,8 +117,8 @@ impl HostAddress {
         for port in (LOWEST_PORT..FIRST_UNPRIVILEGED_PORT).rev() {
             match socket::bind(fd.as_raw_fd(), &VsockAddr::new(vsock::VMADDR_CID_ANY, port)) {
                 Ok(()) => return Ok(()),
-                Err(nix::errno::Errno::EADDRINUSE) => {}
-                Err(nix::errno::Errno::EACCES) => {
+                Err(Errno::EADDRINUSE) => {}
+                Err(Errno::EACCES) => {
                     return Err(WireError::new(
                         ErrorCode::Refused,
                         "only root may ask the host: ports below 1024 need CAP_NET_BIND_SERVICE",
@@ -133,6 +133,27 @@ impl HostAddress {
 
     fn unreachable(&self, why: &str, hint: &str) -> WireError {
         WireError::new(ErrorCode::Unreachable, format!("reach the host at {self}: {why}")).hint(hint)
+    }
+}
+
+/// A full backlog makes a Unix socket's connect block without a limit, or fail at once if it may
+/// not block (unix(7), EAGAIN).
+fn connect_unix(path: &Path, deadline: Instant) -> io::Result<Socket> {
+    let address = rustix::net::SocketAddrUnix::new(path)?;
+    loop {
+        let fd = rustix::net::socket_with(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::STREAM,
+            rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK,
+            None,
+        )?;
+        match rustix::net::connect(&fd, &address) {
+            Ok(()) => return Ok(Socket::from(fd)),
+            Err(rustix::io::Errno::AGAIN) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(errno) => return Err(errno.into()),
+        }
     }
 }
 

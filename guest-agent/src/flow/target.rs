@@ -1,6 +1,6 @@
 //! What is to be taken: the topology's selection, with what each disk's first bytes say it is.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -9,9 +9,11 @@ use protocol::message::DiskRequest;
 use protocol::record::MountRecord;
 use protocol::text::MountPath;
 use protocol::{BoundedVec, ErrorCode, WireError};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::evidence::fs_name;
-use crate::client::{Client, HostAddress};
+use crate::client::{Client, HostAddress, Limits};
 use crate::freeze;
 use crate::topology::select::{self, Disk, FileSystem, Selection, Wish};
 use crate::topology::{TopologyError, capture};
@@ -26,9 +28,9 @@ pub struct Target {
 }
 
 /// Finds out; asks the host only where all disks are wanted.
-pub(super) fn resolve(paths: &[PathBuf], host: &HostAddress) -> Result<Target, WireError> {
+pub(super) fn resolve(paths: &[PathBuf], host: &HostAddress, limits: Limits) -> Result<Target, WireError> {
     let wish = if paths.is_empty() {
-        let known = Client::connect(host)?.disks()?;
+        let known = Client::connect(host, limits)?.disks()?;
         Wish::All(known.into_iter().map(|disk| disk.serial).collect())
     } else {
         Wish::Paths(paths.iter().map(|path| canonical(path)).collect::<Result<_, _>>()?)
@@ -115,9 +117,45 @@ impl Target {
             .collect()
     }
 
+    /// A disk without a mounted file system may still be written to: by ZFS, by a volume that a
+    /// database uses raw, by a mount of another namespace. None of it can be frozen, and a record
+    /// must not claim that nothing wrote.
+    pub(super) fn writers_outside(&self) -> Result<(), WireError> {
+        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+        let found = self.disks.iter().map(|(disk, _)| &disk.name).find(|name| {
+            let has_mounts = self.file_systems.iter().any(|fs| fs.disks.contains(*name));
+            !has_mounts && !has_swap(&swaps, name) && is_held(name)
+        });
+        let Some(name) = found else { return Ok(()) };
+        Err(WireError::new(
+            ErrorCode::NotFreezable,
+            format!(
+                "the disk {name} is in use, but not by a file system that is mounted here: it can't be frozen"
+            ),
+        )
+        .hint("stop what uses it (lsblk shows it), leave the disk out, or accept --consistency crash"))
+    }
+
     pub(super) fn mount_points(&self) -> Vec<PathBuf> {
         self.to_freeze().into_iter().map(|target| target.mount_point).collect()
     }
+}
+
+/// Whether swap space lies on this disk or on a partition of it, by `/proc/swaps`. Its content is
+/// worth nothing after a restore.
+fn has_swap(swaps: &str, disk: &str) -> bool {
+    swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).any(|device| {
+        device.strip_prefix("/dev/").and_then(|name| name.strip_prefix(disk)).is_some_and(|partition| {
+            partition.strip_prefix('p').unwrap_or(partition).bytes().all(|c| c.is_ascii_digit())
+        })
+    })
+}
+
+/// Whether anything holds the device or a partition of it: an exclusive open fails then (open(2),
+/// O_EXCL on block devices). It is given back at once.
+fn is_held(disk: &str) -> bool {
+    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+    matches!(rustix::fs::open(format!("/dev/{disk}"), flags, Mode::empty()), Err(Errno::BUSY))
 }
 
 /// What the host will read of the same disk must be what we read: written back first.
@@ -127,4 +165,19 @@ fn read_fingerprint(name: &str) -> io::Result<Fingerprint> {
     let mut head = Vec::with_capacity(fingerprint::HEAD_BYTES);
     device.take(fingerprint::HEAD_BYTES as u64).read_to_end(&mut head)?;
     Ok(fingerprint::of_head(&head))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn swap_is_told_by_the_disk_that_it_is_on() {
+        let swaps = "Filename\tType\tSize\tUsed\tPriority\n/dev/vdb2 partition 1 0 -2\n/dev/nvme0n1p3 partition 1 0 -3\n/swapfile file 1 0 -4\n/dev/vdab partition 1 0 -5\n";
+        for (disk, expected) in
+            [("vdb", true), ("nvme0n1", true), ("vda", false), ("vdab", true), ("vd", false), ("vdc", false)]
+        {
+            assert_eq!(has_swap(swaps, disk), expected, "{disk}");
+        }
+    }
 }
