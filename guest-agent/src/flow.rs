@@ -31,6 +31,8 @@ use crate::hooks::Hooks;
 use attempt::{Attempt, Failure};
 pub use target::Target;
 
+/// How long another snapshot of this machine is waited for.
+const LOCK_LIMIT: Duration = Duration::from_secs(30);
 /// The first pause before it is repeated; each is twice the one before, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -73,6 +75,8 @@ pub struct Surroundings {
     pub hook_limit: Duration,
     /// The folder of the freeze lock.
     pub run: PathBuf,
+    /// How long another snapshot of this machine is waited for, before anything is asked.
+    pub lock_limit: Duration,
     /// This program, to run as the thaw keeper.
     pub keeper: PathBuf,
 }
@@ -85,6 +89,7 @@ impl Default for Surroundings {
             hooks: crate::hooks::FOLDER.into(),
             hook_limit: crate::hooks::LIMIT,
             run: freeze::DEFAULT_FOLDER.into(),
+            lock_limit: LOCK_LIMIT,
             keeper: freeze::THIS_PROGRAM.into(),
         }
     }

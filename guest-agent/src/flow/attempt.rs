@@ -15,8 +15,6 @@ use crate::client::{Client, ClientError, Readiness, WireFailure};
 use crate::freeze::{self, FreezeLock, Frozen, NotHeld, Plan};
 use crate::hooks::{Hooks, Quiesced};
 
-/// How long another snapshot of this machine is waited for, before anything is asked.
-const LOCK_LIMIT: Duration = Duration::from_secs(30);
 /// What is asked for besides the freeze: hooks, flushing, arming.
 const LEASE_FOR_QUIESCE_MS: u32 = 90_000;
 /// How long flushing before the freeze may take.
@@ -103,7 +101,7 @@ impl Attempt<'_> {
     }
 
     fn lock(&self) -> Result<FreezeLock, Failure> {
-        FreezeLock::take(&self.around.run, LOCK_LIMIT).map_err(|error| {
+        FreezeLock::take(&self.around.run, self.around.lock_limit).map_err(|error| {
             Failure::Final(WireError::new(ErrorCode::Busy, chain(&error)).hint("try again when it is done"))
         })
     }

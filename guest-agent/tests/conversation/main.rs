@@ -1,0 +1,9 @@
+//! Whole conversations between the guest's flow and a host that a test plays, with every fault, on a
+//! real file system that is really frozen. Needs root.
+
+mod faults;
+mod host;
+mod lost;
+mod signals;
+mod stage;
+mod way;
