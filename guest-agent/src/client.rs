@@ -23,7 +23,7 @@ use protocol::{ErrorCode, SnapshotId, SnapshotRecord, Ticket, VERSIONS, WireErro
 pub use address::HostAddress;
 pub use error::ClientError;
 use error::kind;
-pub use wire::{Wire, WireFailure};
+pub use wire::{Socket, Wire, WireFailure};
 
 /// How long the host may take for what.
 #[derive(Debug, Clone, Copy)]

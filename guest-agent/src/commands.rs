@@ -54,7 +54,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, WireError> {
         Command::Thaw => return thaw(json),
         Command::Daemon { listen, allow_local } => {
             let around = Surroundings { host, ..Surroundings::default() };
-            daemon::serve(daemon::Place::new(listen, allow_local), around)?;
+            daemon::serve(&daemon::Place::new(listen, allow_local), around)?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,28 +1,38 @@
-//! The daemon: lets the host ask for a snapshot of this machine. It serves its own host only, runs
-//! the same flow as the command line, one at a time, and answers `Ping` and `Status` meanwhile, also
-//! while file systems are frozen: all of its memory is locked, and its answers touch no file.
+//! The daemon: lets the host ask for a snapshot of this machine. It serves its own host only.
+//!
+//! It answers while file systems are frozen, too: the threads that hold conversations are all
+//! started before the first; memory is locked; an answer touches no file.
+//!
+//! | module | idea |
+//! |---|---|
+//! | `state` | what it is doing, and one snapshot at a time |
+//! | `conversation` | one conversation with the host |
+
+mod conversation;
+mod state;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
-use protocol::agent::{AgentCreate, AgentPhase, AgentReply, AgentRequest, AgentStatus};
-use protocol::{ErrorCode, PORT, SnapshotId, SnapshotRecord, VERSIONS, WireError};
+use protocol::{ErrorCode, PORT, WireError};
 use rustix::mm::{MlockAllFlags, mlockall};
 use sd_notify::NotifyState;
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VMADDR_CID_LOCAL, VsockListener};
 
-use crate::client::{Wire, WireFailure, own_version};
-use crate::flow::{self, Options, Outcome, Surroundings, Told};
+use crate::client::{Wire, WireFailure};
+use crate::flow::Surroundings;
+use state::State;
 
-/// How long the host may be silent in a conversation.
-const IDLE_LIMIT: Duration = Duration::from_secs(60);
-/// How many conversations may be open at once: one that creates, others that ask how it is.
-const MOST_CONVERSATIONS: usize = 8;
+/// How many conversations are held at once: one that creates, others that ask how it is. Further
+/// ones wait in the socket's backlog.
+const CONVERSATIONS: usize = 4;
+/// What a conversation needs of stack; all of it is locked in memory.
+const STACK_BYTES: usize = 512 * 1024;
 
 /// Where the daemon listens.
 #[derive(Debug, Clone)]
@@ -43,68 +53,102 @@ impl Place {
     }
 }
 
-/// What all conversations share.
-struct Daemon {
-    around: Surroundings,
-    phase: AtomicU8,
-    open: AtomicUsize,
-    creating: Mutex<()>,
-    last: Mutex<Option<SnapshotId>>,
-    started: Instant,
-}
-
-/// Serves until it is killed. A flow that is running then is undone by the thaw keeper and by the
-/// host.
-pub fn serve(place: Place, around: Surroundings) -> Result<(), WireError> {
-    let daemon = Arc::new(Daemon {
-        around,
-        phase: AtomicU8::new(0),
-        open: AtomicUsize::new(0),
-        creating: Mutex::new(()),
-        last: Mutex::new(None),
-        started: Instant::now(),
-    });
-    let listen = |error: io::Error| {
-        WireError::new(ErrorCode::Unreachable, format!("listen for the host ({place:?}): {error}"))
+/// Serves until it is killed. A flow that is running then first releases what it quiesced.
+///
+/// # Errors
+/// When it can't listen, or has no threads.
+pub fn serve(place: &Place, around: Surroundings) -> Result<(), WireError> {
+    let cannot = |what: &str, error: io::Error| {
+        WireError::new(ErrorCode::Unreachable, format!("{what} ({place:?}): {error}"))
             .hint("hostsnap doctor says what is missing; another daemon may be running")
     };
     if let Err(error) = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE) {
         tracing::warn!("memory can't be locked ({error}): while frozen the daemon may not answer");
     }
-    match &place {
-        Place::Vsock { allow_local } => {
-            let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, PORT).map_err(listen)?;
-            ready();
-            loop {
-                match listener.accept() {
-                    Ok((stream, peer)) => {
-                        let is_host =
-                            peer.cid() == VMADDR_CID_HOST || (*allow_local && peer.cid() == VMADDR_CID_LOCAL);
-                        if is_host {
-                            daemon.converse_in_a_thread(stream.into());
-                        } else {
-                            tracing::warn!(
-                                "refused a connection from CID {}, which is not the host",
-                                peer.cid()
-                            );
-                        }
-                    }
-                    Err(error) => pause_after(&error),
-                }
-            }
+    let listener = Listener::open(place).map_err(|error| cannot("listen for the host", error))?;
+    let state = Arc::new(State::new(around));
+    let listener = Arc::new(listener);
+    let threads = (0..CONVERSATIONS)
+        .map(|_| {
+            let (state, listener) = (Arc::clone(&state), Arc::clone(&listener));
+            thread::Builder::new()
+                .stack_size(STACK_BYTES)
+                .spawn(move || hold_conversations(&state, &listener))
+        })
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(|error| cannot("start the threads that answer", error))?;
+    ready();
+    for thread in threads {
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
         }
-        Place::Unix(path) => {
-            let _ = std::fs::remove_file(path);
-            let listener = UnixListener::bind(path).map_err(listen)?;
-            ready();
-            loop {
-                match listener.accept() {
-                    Ok((stream, _)) => daemon.converse_in_a_thread(stream.into()),
-                    Err(error) => pause_after(&error),
+    }
+    unreachable!("the threads never end")
+}
+
+fn hold_conversations(state: &State, listener: &Listener) {
+    loop {
+        match listener.accept() {
+            Ok(socket) => match conversation::hold(state, Wire::new(socket.into())) {
+                Ok(()) | Err(WireFailure::Closed | WireFailure::TimedOut) => {}
+                // Not while frozen: the log may be on what is frozen.
+                Err(_) if state.is_frozen() => {}
+                Err(failure) => tracing::warn!("the conversation with the host ended: {failure}"),
+            },
+            Err(error) => {
+                if !state.is_frozen() {
+                    tracing::warn!("a connection was not accepted: {error}");
                 }
+                // A lack of descriptors does not pass faster when it is asked for faster.
+                thread::sleep(Duration::from_millis(50));
             }
         }
     }
+}
+
+enum Listener {
+    Vsock { listener: VsockListener, allow_local: bool },
+    Unix(UnixListener),
+}
+
+impl Listener {
+    fn open(place: &Place) -> io::Result<Self> {
+        match place {
+            Place::Vsock { allow_local } => {
+                let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, PORT)?;
+                Ok(Self::Vsock { listener, allow_local: *allow_local })
+            }
+            Place::Unix(path) => {
+                match std::fs::remove_file(path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+                UnixListener::bind(path).map(Self::Unix)
+            }
+        }
+    }
+
+    /// The next connection of the host; whoever else connects is refused.
+    fn accept(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Vsock { listener, allow_local } => {
+                let (stream, peer) = listener.accept()?;
+                match is_host(peer.cid(), *allow_local) {
+                    true => Ok(stream.into()),
+                    false => {
+                        Err(io::Error::other(format!("it comes from CID {}, not from the host", peer.cid())))
+                    }
+                }
+            }
+            Self::Unix(listener) => listener.accept().map(|(stream, _)| stream.into()),
+        }
+    }
+}
+
+/// The kernel says who it is. Port numbers prove nothing: whoever relays for the host (a hybrid
+/// vsock) takes any.
+fn is_host(cid: u32, allow_local: bool) -> bool {
+    cid == VMADDR_CID_HOST || (allow_local && cid == VMADDR_CID_LOCAL)
 }
 
 fn ready() {
@@ -112,139 +156,26 @@ fn ready() {
         tracing::warn!("tell the service manager: {error}");
     }
     if let Some(limit) = sd_notify::watchdog_enabled() {
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             loop {
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-                std::thread::sleep(limit / 3);
+                thread::sleep(limit / 3);
             }
         });
     }
     tracing::info!("ready");
 }
 
-fn pause_after(error: &io::Error) {
-    tracing::error!("accept a connection: {error}");
-    std::thread::sleep(Duration::from_millis(200));
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Daemon {
-    fn converse_in_a_thread(self: &Arc<Self>, socket: OwnedFd) {
-        if self.open.fetch_add(1, SeqCst) >= MOST_CONVERSATIONS {
-            self.open.fetch_sub(1, SeqCst);
-            return;
-        }
-        let daemon = Arc::clone(self);
-        std::thread::spawn(move || {
-            match daemon.converse(&mut Wire::new(socket.into())) {
-                Ok(()) | Err(WireFailure::Closed | WireFailure::TimedOut) => {}
-                // Not while frozen: the log may be on what is frozen.
-                Err(failure) if daemon.phase() != AgentPhase::Frozen => {
-                    tracing::warn!("the conversation with the host ended: {failure}");
-                }
-                Err(_) => {}
-            }
-            daemon.open.fetch_sub(1, SeqCst);
-        });
-    }
-
-    fn converse(&self, wire: &mut Wire) -> Result<(), WireFailure> {
-        let soon = || Instant::now() + IDLE_LIMIT;
-        match wire.receive(soon())? {
-            AgentRequest::Hello(theirs) => match VERSIONS.agree(theirs) {
-                Some(version) => {
-                    wire.send(&AgentReply::Hello { version, agent_version: own_version() }, soon())?;
-                }
-                None => {
-                    let error = WireError::new(
-                        ErrorCode::UnsupportedVersion,
-                        format!(
-                            "this agent speaks the protocol versions {} to {}, the host {} to {}",
-                            VERSIONS.min, VERSIONS.max, theirs.min, theirs.max
-                        ),
-                    );
-                    return wire.send(&AgentReply::Error(error), soon());
-                }
-            },
-            _ => {
-                let error = WireError::new(ErrorCode::OutOfOrder, "Hello comes first");
-                return wire.send(&AgentReply::Error(error), soon());
-            }
-        }
-        loop {
-            let reply = match wire.receive(soon())? {
-                AgentRequest::Hello(_) => {
-                    AgentReply::Error(WireError::new(ErrorCode::OutOfOrder, "Hello was said before"))
-                }
-                AgentRequest::Ping(number) => AgentReply::Pong(number),
-                AgentRequest::Status => AgentReply::Status(self.status()),
-                AgentRequest::Create(create) => match self.create(create, wire) {
-                    Ok(record) => AgentReply::Created(record),
-                    Err(error) => AgentReply::Error(error),
-                },
-            };
-            wire.send(&reply, soon())?;
-        }
-    }
-
-    fn phase(&self) -> AgentPhase {
-        match self.phase.load(SeqCst) {
-            1 => AgentPhase::Preparing,
-            2 => AgentPhase::Frozen,
-            3 => AgentPhase::Settling,
-            _ => AgentPhase::Idle,
-        }
-    }
-
-    fn set_phase(&self, phase: AgentPhase) {
-        let number = match phase {
-            AgentPhase::Idle => 0,
-            AgentPhase::Preparing => 1,
-            AgentPhase::Frozen => 2,
-            AgentPhase::Settling => 3,
-        };
-        self.phase.store(number, SeqCst);
-    }
-
-    fn status(&self) -> AgentStatus {
-        AgentStatus {
-            phase: self.phase(),
-            last: *self.last.lock().expect("no holder of this lock panics"),
-            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-        }
-    }
-
-    fn create(&self, create: AgentCreate, wire: &mut Wire) -> Result<Box<SnapshotRecord>, WireError> {
-        let Ok(_only_one) = self.creating.try_lock() else {
-            return Err(WireError::new(ErrorCode::Busy, "the agent is taking a snapshot already")
-                .hint("try again when it is done"));
-        };
-        let options = Options {
-            paths: create.paths.iter().map(|path| path.as_str().into()).collect(),
-            labels: create.labels,
-            note: create.note,
-            minimum: create.minimum,
-            keep_for: create.keep_for_s.map(Duration::from_secs),
-            // The guest's own limit on how long it lets itself be frozen.
-            freeze_timeout: Duration::from_millis(create.freeze_timeout_ms.clamp(1, 60_000).into()),
-            request: create.request,
-            dry_run: false,
-            wait: true,
-        };
-        let outcome = flow::create(&options, &self.around, &mut |told| match told {
-            Told::Phase(phase) => self.set_phase(phase),
-            Told::Progress(progress) => {
-                // Whoever asked may have hung up; the snapshot goes on.
-                let _ = wire.send(&AgentReply::Progress(progress), Instant::now() + Duration::from_secs(1));
-            }
-            Told::Retrying => tracing::warn!("the host was lost; asking again for the same request"),
-        });
-        self.set_phase(AgentPhase::Idle);
-        match outcome? {
-            Outcome::Snapshot(record) => {
-                *self.last.lock().expect("no holder of this lock panics") = Some(record.id);
-                Ok(record)
-            }
-            Outcome::Planned { .. } => unreachable!("no dry run was asked for"),
+    #[test]
+    fn only_the_host_may_ask_and_this_machine_only_in_tests() {
+        for (cid, allow_local, served) in
+            [(2, false, true), (1, false, false), (1, true, true), (3, true, false), (0, true, false)]
+        {
+            assert_eq!(is_host(cid, allow_local), served, "{cid}");
         }
     }
 }

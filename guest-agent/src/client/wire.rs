@@ -13,6 +13,9 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// Frames up to this many bytes are encoded on the stack.
+const SHORT: usize = 256;
+
 /// A connected stream socket, of whichever family.
 pub struct Socket(OwnedFd);
 
@@ -92,10 +95,13 @@ impl Wire {
         Self { socket, buffer: vec![0; HEADER + MAX_PAYLOAD].into(), filled: 0 }
     }
 
-    /// Sends a message.
+    /// Sends a message; a short one without asking for memory.
     pub fn send<M: Serialize>(&mut self, message: &M, deadline: Instant) -> Result<(), WireFailure> {
-        let bytes = frame::encode(message)?;
-        self.send_bytes(&bytes, deadline)
+        let mut short = [0; SHORT];
+        match frame::encode_into(message, &mut short) {
+            Ok(len) => self.send_bytes(&short[..len], deadline),
+            Err(_) => self.send_bytes(&frame::encode(message)?, deadline),
+        }
     }
 
     /// Sends bytes that are a frame. Allocates nothing.
