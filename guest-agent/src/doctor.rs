@@ -9,7 +9,7 @@ use protocol::{ErrorCode, WireError};
 use serde::Serialize;
 
 use crate::client::{Client, HostAddress, Limits};
-use crate::hooks;
+use crate::hooks::{self, Hooks};
 use crate::topology::capture;
 use crate::topology::select::{self, DiskOverview};
 
@@ -89,7 +89,9 @@ fn gather(host: &HostAddress) -> Facts {
             .map(|mut client| (client.welcome.vm.to_string(), client.disks().map_err(WireError::from)))
             .map_err(WireError::from),
         disks: capture::live().map(|capture| select::overview(&capture)).map_err(|error| error.to_string()),
-        hooks: hooks::Hooks::find(Path::new(hooks::FOLDER), hooks::LIMIT).map(|hooks| hooks.len()),
+        hooks: Hooks::find(Path::new(hooks::FOLDER), hooks::LIMIT)
+            .map(|hooks| hooks.len())
+            .map_err(WireError::from),
         can_expedite: fs::metadata("/sys/kernel/rcu_expedited").is_ok(),
     }
 }

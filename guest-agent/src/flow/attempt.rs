@@ -158,7 +158,8 @@ impl Quiet<'_> {
     /// is released when this returns.
     fn cut(&self, client: &mut Client, seen: &mut Seen, tell: &mut dyn FnMut(Told)) -> Result<(), NotCut> {
         let began = Instant::now();
-        let quiesced = self.attempt.hooks.quiesce(self.attempt.options.request);
+        let quiesced =
+            self.attempt.hooks.quiesce(self.attempt.options.request, &self.attempt.target.mount_points());
         seen.timing.hooks_us = micros(began);
         seen.hooks = quiesced.evidence();
         let result = self.quiesced_cut(client, &quiesced, seen, tell);
