@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use protocol::record::State;
 use protocol::text::{LabelKey, LabelValue, Note, SnapshotRef};
-use protocol::{Consistency, RequestId};
+use protocol::{Consistency, DiskSerial, RequestId};
 
 use crate::client::HostAddress;
 
@@ -34,6 +35,12 @@ pub enum Command {
         /// Only those with this label; may be repeated
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
         labels: Vec<(LabelKey, LabelValue)>,
+        /// Only those that hold the disk with this serial
+        #[arg(long, value_name = "SERIAL")]
+        disk: Option<DiskSerial>,
+        /// Only those in this state
+        #[arg(long)]
+        state: Option<ListState>,
     },
     /// Show one snapshot
     Show {
@@ -68,6 +75,27 @@ pub enum Command {
         #[arg(long, hide = true)]
         allow_local: bool,
     },
+}
+
+/// The states by which a list can be narrowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ListState {
+    /// Cut, but not yet durable
+    Settling,
+    /// Durable and whole
+    Ready,
+    /// Lost by the storage before it was whole
+    Failed,
+}
+
+impl From<ListState> for State {
+    fn from(state: ListState) -> Self {
+        match state {
+            ListState::Settling => Self::Settling,
+            ListState::Ready => Self::Ready,
+            ListState::Failed => Self::Failed,
+        }
+    }
 }
 
 /// The options of a snapshot.

@@ -8,15 +8,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use protocol::message::{DeleteOutcome, List};
+use protocol::message::List;
+use protocol::record::State;
 use protocol::text::{LabelKey, LabelValue, Labels, SnapshotRef};
 use protocol::{ErrorCode, RequestId, WireError};
 use serde_json::json;
 
 use crate::cli::{Cli, Command, Create};
 use crate::client::{Client, HostAddress, Limits};
-use crate::flow::{self, Options, Outcome, Surroundings, Told};
+use crate::flow::{self, Options, Outcome, Surroundings, Target, Told};
 use crate::freeze::{self, Emergency};
+use crate::topology::select::{self, DiskOverview};
 use crate::topology::{capture, mountinfo};
 use crate::{daemon, doctor};
 
@@ -36,7 +38,11 @@ fn dispatch(cli: Cli) -> Result<ExitCode, WireError> {
     let Cli { json, host, command } = cli;
     match command {
         Command::Create(create) => take(create, host, json)?,
-        Command::List { labels } => list(&host, labels, json)?,
+        Command::List { labels, disk, state } => {
+            let filter =
+                List { labels: labels_of(labels)?, disk, state: state.map(State::from), ..List::default() };
+            list(&host, &filter, json)?;
+        }
         Command::Show { snapshot } => {
             let record = Client::connect(&host, Limits::default())?.get(snapshot)?;
             print::snapshot(&record, json);
@@ -86,9 +92,16 @@ fn take(create: Create, host: HostAddress, json: bool) -> Result<(), WireError> 
     bar.finish_and_clear();
     match outcome? {
         Outcome::Snapshot(record) => print::snapshot(&record, json),
-        Outcome::Planned { planned, target } => print::plan(&planned, &target, json),
+        Outcome::Planned { planned, target } => print::plan(&planned, &target, &left_out(&target), json),
     }
     Ok(())
+}
+
+/// Disks with something mounted on them that a plan does not cover.
+fn left_out(target: &Target) -> Vec<DiskOverview> {
+    let is_taken = |name: &str| target.disks.iter().any(|(disk, _)| disk.name == name);
+    let overview = capture::live().map(|capture| select::overview(&capture)).unwrap_or_default();
+    overview.into_iter().filter(|disk| !disk.mounts.is_empty() && !is_taken(&disk.name)).collect()
 }
 
 fn progress_bar() -> ProgressBar {
@@ -104,13 +117,12 @@ fn labels_of(labels: Vec<(LabelKey, LabelValue)>) -> Result<Labels, WireError> {
     Labels::try_from(map).map_err(|error| WireError::new(ErrorCode::BadRequest, error.to_string()))
 }
 
-fn list(host: &HostAddress, labels: Vec<(LabelKey, LabelValue)>, json: bool) -> Result<(), WireError> {
-    let labels = labels_of(labels)?;
+fn list(host: &HostAddress, filter: &List, json: bool) -> Result<(), WireError> {
     let mut client = Client::connect(host, Limits::default())?;
     let mut records = Vec::new();
     let mut after = None;
     loop {
-        let page = client.list(List { labels: labels.clone(), after, limit: 256, ..List::default() })?;
+        let page = client.list(List { after, limit: 256, ..filter.clone() })?;
         records.extend(page.snapshots);
         after = page.next;
         if after.is_none() {
@@ -135,16 +147,22 @@ fn delete(host: &HostAddress, snapshots: Vec<SnapshotRef>, yes: bool, json: bool
             return Err(WireError::new(ErrorCode::BadRequest, "nothing was deleted"));
         }
     }
-    for record in records {
-        let outcome = client.delete(record.id)?;
-        print::deleted(record.id, outcome == DeleteOutcome::Gone, json);
-    }
-    Ok(())
+    let mut outcomes = Vec::new();
+    let failed = records.iter().find_map(|record| match client.delete(record.id) {
+        Ok(outcome) => {
+            outcomes.push((record.id, outcome));
+            None
+        }
+        Err(error) => Some(error),
+    });
+    // What was deleted is said, whatever came then.
+    print::deleted(&outcomes, json);
+    failed.map_or(Ok(()), |error| Err(error.into()))
 }
 
 fn disks(host: &HostAddress, json: bool) -> Result<(), WireError> {
     let capture = capture::live().map_err(|error| WireError::new(error.code(), error.to_string()))?;
-    let overview = crate::topology::select::overview(&capture);
+    let overview = select::overview(&capture);
     // What the guest itself knows is shown even when the host can't be asked.
     let known = Client::connect(host, Limits::default())
         .and_then(|mut client| client.disks())

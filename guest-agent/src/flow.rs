@@ -5,7 +5,8 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | `attempt` | one attempt, step by step |
+//! | `attempt` | one attempt: the conversation, step by step |
+//! | `quiet` | what is done to this machine meanwhile, and undone |
 //! | `cut` | the moments in which applications wait |
 //! | `stop` | ^C and the stop of the service meanwhile |
 //! | `target` | what is to be taken: disks with their fingerprints, file systems in freeze order |
@@ -14,6 +15,7 @@
 mod attempt;
 mod cut;
 mod evidence;
+mod quiet;
 mod stop;
 mod target;
 

@@ -1,8 +1,10 @@
 //! What a user reads: blocks and tables for people, JSON for programs.
 
 use std::io::Write;
+use std::path::Path;
 
-use protocol::message::{DiskInfo, Planned};
+use protocol::message::{DeleteOutcome, DiskInfo, Planned};
+use protocol::text::MountPath;
 use protocol::view::{self, SnapshotView};
 use protocol::{SnapshotId, SnapshotRecord, WireError};
 use serde::Serialize;
@@ -23,6 +25,9 @@ pub(super) fn json(value: &impl Serialize) {
 
 pub(super) fn error(error: &WireError, json: bool) {
     if json {
+        let WireError { code, message, hint } = error;
+        let exit_code = code.exit_code();
+        let error = json!({ "code": code, "message": message, "hint": hint, "exit_code": exit_code });
         eprintln!("{}", json!({ "error": error }));
     } else {
         eprintln!("hostsnap: {error}");
@@ -43,14 +48,25 @@ pub(super) fn snapshots(records: &[SnapshotRecord], json: bool) {
     out(&view::table(records));
 }
 
-pub(super) fn deleted(id: SnapshotId, was_there: bool, json: bool) {
+pub(super) fn deleted(outcomes: &[(SnapshotId, DeleteOutcome)], json: bool) {
+    let was_there = |outcome: &DeleteOutcome| *outcome == DeleteOutcome::Gone;
     if json {
-        return self::json(&json!({ "id": id, "deleted": was_there }));
+        let lines: Vec<_> =
+            outcomes.iter().map(|(id, outcome)| json!({ "id": id, "deleted": was_there(outcome) })).collect();
+        return self::json(&lines);
     }
-    out(&format!("{id} {}\n", if was_there { "deleted" } else { "was not there" }));
+    for (id, outcome) in outcomes {
+        out(&format!("{id} {}\n", if was_there(outcome) { "deleted" } else { "was not there" }));
+    }
 }
 
-pub(super) fn plan(planned: &Planned, target: &Target, json: bool) {
+/// A path for people: a user of this machine chose it, and may have put an escape sequence into it.
+fn path(path: &Path) -> MountPath {
+    MountPath::lossy(&path.to_string_lossy())
+}
+
+/// What would be done, and what is mounted on disks that would be left out.
+pub(super) fn plan(planned: &Planned, target: &Target, left_out: &[DiskOverview], json: bool) {
     if json {
         let disks: Vec<_> = planned
             .disks
@@ -62,6 +78,7 @@ pub(super) fn plan(planned: &Planned, target: &Target, json: bool) {
             "id": planned.id,
             "disks": disks,
             "freeze_order": target.file_systems.iter().filter(|fs| !fs.read_only).collect::<Vec<_>>(),
+            "left_out": left_out,
         }));
     }
     out(&format!("would take    {}\n", planned.id));
@@ -71,7 +88,11 @@ pub(super) fn plan(planned: &Planned, target: &Target, json: bool) {
     }
     for fs in &target.file_systems {
         let what = if fs.read_only { "not frozen, it is read-only" } else { "frozen" };
-        out(&format!("file system   {}  {}  {what}\n", fs.mount_point.display(), fs.fs_type));
+        out(&format!("file system   {}  {}  {what}\n", path(&fs.mount_point), fs.fs_type));
+    }
+    for disk in left_out {
+        let mounts: Vec<_> = disk.mounts.iter().map(|(mount, _)| path(mount).to_string()).collect();
+        out(&format!("left out      {}  {}\n", disk.name, mounts.join(" ")));
     }
 }
 
@@ -103,7 +124,7 @@ pub(super) fn disks(overview: &[DiskOverview], known: Result<&[DiskInfo], &WireE
         "NAME", "SERIAL", "SIZE", "DRIVER", "MOUNTED", "PROBLEM"
     ));
     for disk in overview {
-        let mounts: Vec<_> = disk.mounts.iter().map(|(path, _)| path.display().to_string()).collect();
+        let mounts: Vec<_> = disk.mounts.iter().map(|(mount, _)| path(mount).to_string()).collect();
         out(&format!(
             "{:<8}  {:<20}  {:>10}  {:<8}  {:<30}  {}\n",
             disk.name,

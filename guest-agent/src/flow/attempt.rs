@@ -2,23 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use protocol::agent::AgentPhase;
-use protocol::evidence::Freeze;
-use protocol::message::{Conclude, Prepare, Prepared};
+use protocol::message::{Conclude, Prepare};
 use protocol::record::State;
-use protocol::{Consistency, ErrorCode, SnapshotRecord, WireError};
+use protocol::{ErrorCode, SnapshotRecord, WireError};
 
-use super::evidence::{self, Seen};
+use super::evidence::Seen;
+use super::quiet::{NotCut, Quiet};
 use super::stop::Patience;
-use super::{Options, Outcome, Surroundings, Target, Told, chain, cut, micros};
+use super::{Options, Outcome, Surroundings, Target, Told, chain, micros};
 use crate::client::{Client, ClientError, Readiness, WireFailure};
-use crate::freeze::{self, FreezeLock, Frozen, NotHeld, Plan};
-use crate::hooks::{Hooks, Quiesced};
+use crate::freeze::FreezeLock;
+use crate::hooks::Hooks;
 
 /// What is asked for besides the freeze: hooks, flushing, arming.
 const LEASE_FOR_QUIESCE_MS: u32 = 90_000;
-/// How long flushing before the freeze may take.
-const FLUSH_LIMIT: Duration = Duration::from_secs(30);
 /// How often a snapshot that was found settling is asked for.
 const SETTLE_POLL: Duration = Duration::from_millis(200);
 
@@ -38,20 +35,6 @@ pub(super) enum Failure {
     Lost(WireError),
     /// Nothing was begun. A host that was lost before may be on its way back.
     NotNow(WireError),
-}
-
-/// Why there was no cut.
-enum NotCut {
-    /// We gave up before asking for it.
-    GaveUp(WireError),
-    /// It was asked for.
-    Asked(ClientError),
-}
-
-impl From<ClientError> for NotCut {
-    fn from(error: ClientError) -> Self {
-        Self::Asked(error)
-    }
 }
 
 impl Attempt<'_> {
@@ -141,128 +124,6 @@ impl Attempt<'_> {
             return Err(Failure::Final(unusable(ErrorCode::ConsistencyNotReached, less)));
         }
         Ok(Outcome::Snapshot(record))
-    }
-}
-
-/// What is needed while something is quiesced.
-struct Quiet<'a> {
-    attempt: &'a Attempt<'a>,
-    lock: &'a FreezeLock,
-    patience: &'a Patience,
-    prepared: Prepared,
-    lease_ends: Instant,
-}
-
-impl Quiet<'_> {
-    /// Hooks, flush, freeze, cut, thaw, hooks again. Whatever happens in between, what was quiesced
-    /// is released when this returns.
-    fn cut(&self, client: &mut Client, seen: &mut Seen, tell: &mut dyn FnMut(Told)) -> Result<(), NotCut> {
-        let began = Instant::now();
-        let quiesced =
-            self.attempt.hooks.quiesce(self.attempt.options.request, &self.attempt.target.mount_points());
-        seen.timing.hooks_us = micros(began);
-        seen.hooks = quiesced.evidence();
-        let result = self.quiesced_cut(client, &quiesced, seen, tell);
-        tell(Told::Phase(AgentPhase::Settling));
-        quiesced.release();
-        result
-    }
-
-    fn quiesced_cut(
-        &self,
-        client: &mut Client,
-        quiesced: &Quiesced,
-        seen: &mut Seen,
-        tell: &mut dyn FnMut(Told),
-    ) -> Result<(), NotCut> {
-        let minimum = self.attempt.options.minimum;
-        if let Some(hook) = quiesced.failed().filter(|_| minimum == Consistency::Application) {
-            let error = format!(
-                "the hook {} {}, so application consistency can't be reached",
-                hook.name, hook.outcome
-            );
-            return Err(NotCut::GaveUp(
-                WireError::new(ErrorCode::HookFailed, error)
-                    .hint("its output is in the log; or accept --consistency filesystem"),
-            ));
-        }
-        self.go_on()?;
-        let began = Instant::now();
-        let flushed = freeze::flush::flush(&self.attempt.target.mount_points(), FLUSH_LIMIT);
-        seen.timing.flush_us = micros(began);
-        // A power cut would not have flushed either.
-        if let Err(error) = flushed
-            && minimum > Consistency::Crash
-        {
-            return Err(NotCut::GaveUp(WireError::new(ErrorCode::StorageFailed, chain(&error))));
-        }
-
-        let budget = self.go_on()?;
-        let ticket = self.prepared.ticket;
-        match self.freeze(budget, seen, tell) {
-            Ok(Some(frozen)) => Ok(cut::frozen(client, ticket, frozen, seen, tell)?),
-            Ok(None) => {
-                seen.freeze = Freeze::Held;
-                Ok(cut::unfrozen(client, ticket, Instant::now() + budget, seen)?)
-            }
-            Err(not_frozen) if minimum > Consistency::Crash => Err(NotCut::GaveUp(not_frozen)),
-            Err(not_frozen) => {
-                // The user accepts it.
-                seen.freeze = evidence::not_held(not_frozen.message.as_str());
-                Ok(cut::unfrozen(client, ticket, Instant::now() + budget, seen)?)
-            }
-        }
-    }
-
-    /// For how long things may be frozen, if nobody stopped us and the lease is still open.
-    fn go_on(&self) -> Result<Duration, NotCut> {
-        if let Some(signal) = self.patience.stopped_by() {
-            return Err(NotCut::GaveUp(WireError::new(
-                ErrorCode::Unavailable,
-                format!("stopped by {signal}; nothing was taken, and nothing is frozen"),
-            )));
-        }
-        let left = self.lease_ends.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(NotCut::GaveUp(
-                WireError::new(
-                    ErrorCode::LeaseExpired,
-                    format!(
-                        "hooks and flushing took longer than the {} ms that the host waits; nothing was taken",
-                        self.prepared.lease_ms
-                    ),
-                )
-                .hint("make the hooks faster, or ask the host's administrator for a longer max_lease"),
-            ));
-        }
-        Ok(left.min(self.attempt.options.freeze_timeout))
-    }
-
-    /// Freezes everything; `None` where nothing needs it, since nothing can write to the disks.
-    fn freeze(
-        &self,
-        budget: Duration,
-        seen: &mut Seen,
-        tell: &mut dyn FnMut(Told),
-    ) -> Result<Option<Frozen>, WireError> {
-        self.attempt.target.writers_outside()?;
-        let targets = self.attempt.target.to_freeze();
-        if targets.is_empty() {
-            return Ok(None);
-        }
-        let plan = Plan { targets, budget, keeper: self.attempt.around.keeper.clone() };
-        let armed = freeze::arm(plan, self.lock).map_err(|error| {
-            WireError::new(ErrorCode::NotFreezable, chain(&error)).hint("hostsnap doctor says more")
-        })?;
-        // What runs from here to the thaw must not be paged in from what is frozen. If it can't be
-        // locked, it was used a moment ago, and the keeper thaws at the deadline.
-        let _ = rustix::mm::mlockall(rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE);
-        tell(Told::Phase(AgentPhase::Frozen));
-        armed.freeze().map(Some).map_err(|report| {
-            let why = report.held.err().unwrap_or(NotHeld::GivenUp).to_string();
-            seen.file_systems = report.file_systems;
-            WireError::new(ErrorCode::NotFreezable, why).hint("free it, or accept --consistency crash")
-        })
     }
 }
 
