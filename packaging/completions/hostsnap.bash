@@ -353,7 +353,7 @@ _hostsnap() {
             return 0
             ;;
         hostsnap__subcmd__list)
-            opts="-h --label --json --host --help"
+            opts="-h --label --disk --state --json --host --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -361,6 +361,14 @@ _hostsnap() {
             case "${prev}" in
                 --label)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --disk)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --state)
+                    COMPREPLY=($(compgen -W "settling ready failed" -- "${cur}"))
                     return 0
                     ;;
                 --host)

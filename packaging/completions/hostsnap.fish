@@ -50,9 +50,13 @@ complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l no-wait -d 
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l json -d 'Print JSON; errors too, on stderr'
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -s h -l help -d 'Print help'
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand list" -l label -d 'Only those with this label; may be repeated' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand list" -l disk -d 'Only those that hold the disk with this serial' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand list" -l state -d 'Only those in this state' -r -f -a "settling\t'Cut, but not yet durable'
+ready\t'Durable and whole'
+failed\t'Lost by the storage before it was whole'"
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand list" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand list" -l json -d 'Print JSON; errors too, on stderr'
-complete -c hostsnap -n "__fish_hostsnap_using_subcommand list" -s h -l help -d 'Print help'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand list" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand show" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand show" -l json -d 'Print JSON; errors too, on stderr'
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand show" -s h -l help -d 'Print help'
