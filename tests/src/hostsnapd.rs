@@ -3,7 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Mutex;
 use std::time::Duration;
+
+use rustix::process::Signal;
 
 use crate::process::Process;
 use crate::vm::Vm;
@@ -11,7 +14,7 @@ use crate::wait::wait_until;
 
 /// A running `hostsnapd`.
 pub struct Hostsnapd {
-    process: Process,
+    process: Mutex<Process>,
     program: PathBuf,
     folder: tempfile::TempDir,
 }
@@ -62,31 +65,37 @@ impl Hostsnapd {
         let config = config.replace("@STATE@", &folder.path().to_string_lossy());
         fs::write(folder.path().join("hostsnapd.toml"), config).expect("a configuration");
         let program = program();
-        let process = launch(&program, folder.path());
-        let mut service = Self { process, program, folder };
+        let process = Mutex::new(launch(&program, folder.path()));
+        let service = Self { process, program, folder };
         service.wait_ready();
         service
     }
 
-    fn wait_ready(&mut self) {
+    fn wait_ready(&self) {
         let control = self.folder.path().join("control.sock");
-        let Self { process, .. } = self;
         wait_until("hostsnapd answers", Duration::from_secs(60), || {
-            process.must_live();
+            self.process.lock().expect("no holder of this lock panics").must_live();
             std::os::unix::net::UnixStream::connect(&control).is_ok()
         });
     }
 
-    /// SIGKILL.
-    pub fn kill(&mut self) {
-        self.process.kill();
+    /// Sends a signal to it. SIGKILL takes effect when the call that it is in comes back.
+    pub fn signal(&self, signal: Signal) {
+        self.process.lock().expect("no holder of this lock panics").signal(signal);
     }
 
-    /// Starts it again after its end.
-    pub fn restart(&mut self) {
-        self.process.kill();
-        self.process = launch(&self.program, self.folder.path());
+    /// Waits for its end after a signal, SIGKILL if need be, and starts it again.
+    pub fn restart(&self) {
+        let mut process = self.process.lock().expect("no holder of this lock panics");
+        process.kill();
+        *process = launch(&self.program, self.folder.path());
+        drop(process);
         self.wait_ready();
+    }
+
+    /// What it printed.
+    pub fn printed(&self) -> String {
+        self.process.lock().expect("no holder of this lock panics").printed()
     }
 
     /// Runs an administrator's command.
@@ -113,7 +122,7 @@ impl Hostsnapd {
             output.status.success(),
             "hostsnapd {arguments:?}: {}\nthe service printed:\n{}",
             String::from_utf8_lossy(&output.stderr),
-            self.process.printed()
+            self.printed()
         );
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
@@ -121,11 +130,6 @@ impl Hostsnapd {
     /// Its configuration's file.
     pub fn config(&self) -> PathBuf {
         self.folder.path().join("hostsnapd.toml")
-    }
-
-    /// Its process.
-    pub fn process(&mut self) -> &mut Process {
-        &mut self.process
     }
 }
 

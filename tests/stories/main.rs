@@ -1,5 +1,9 @@
 //! Stories in real virtual machines. Each reads as a short text.
 
 mod boot;
+mod faults;
+mod from_the_host;
+mod policy;
+mod shapes;
 mod snapshot;
 mod stage;

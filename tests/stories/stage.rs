@@ -72,6 +72,15 @@ impl Stage {
         self.store.path().join(".hostsnap").join(self.vm.uuid()).join(id).join(file)
     }
 
+    /// Whether a snapshot that is not whole yet holds a copy of this disk.
+    pub(crate) fn was_cut(&self, serial: &str) -> bool {
+        let folder = self.store.path().join(".hostsnap").join(self.vm.uuid());
+        self.on_storage().iter().any(|name| {
+            let image = folder.join(name).join(format!("{serial}.img"));
+            name.ends_with(".partial") && std::fs::metadata(image).is_ok_and(|meta| meta.len() > 0)
+        })
+    }
+
     /// What the storage holds of snapshots, whole or not.
     pub(crate) fn on_storage(&self) -> Vec<String> {
         let folder = self.store.path().join(".hostsnap").join(self.vm.uuid());
@@ -91,6 +100,15 @@ impl<'a> Writer<'a> {
     pub(crate) fn start(vm: &'a Vm, file: &str) -> Self {
         let status = format!("/run/status-{}", file.replace('/', "-"));
         vm.guest.spawn(&format!("exec app-writer run {file} {status}"));
+        let writer = Self { vm, status };
+        wait_until("the application writes", LIMIT, || writer.acknowledged() > 10);
+        writer
+    }
+
+    /// Starts one that writes each record to the first file, then to the second.
+    pub(crate) fn start_pair(vm: &'a Vm, first: &str, second: &str) -> Self {
+        let status = "/run/status-pair".to_owned();
+        vm.guest.spawn(&format!("exec app-writer pair {first} {second} {status}"));
         let writer = Self { vm, status };
         wait_until("the application writes", LIMIT, || writer.acknowledged() > 10);
         writer
