@@ -47,9 +47,10 @@ impl<'a> Hanging<'a> {
     }
 }
 
-/// A second freeze fails with EBUSY. Asking must not itself freeze: what it froze it thaws.
+/// The application waits where only a frozen file system lets it wait (Linux `sb_start_write`).
+/// A freeze of our own would tell too, but could come before the one that is looked for.
 fn is_frozen(stage: &Stage) -> bool {
-    stage.vm.guest.run("fsfreeze -f /data && fsfreeze -u /data").status != 0
+    stage.vm.guest.run("cat /proc/$(pidof app-writer)/wchan").stdout.contains("percpu_rwsem_wait")
 }
 
 fn stage(name: &str) -> Stage {
@@ -83,7 +84,8 @@ fn a_guest_survives_a_host_that_hangs_and_a_command_that_is_stopped() {
     hanging.signal_the_command("-CONT");
     hanging.host_goes_on();
     let (status, _, told) = hanging.ends();
-    assert_eq!(status, 7, "{told}");
+    // It may have been stopped before it knew that everything was frozen, or after.
+    assert!(matches!(status, 6 | 7), "{status}: {told}");
 }
 
 #[test]
