@@ -17,6 +17,7 @@
 //! |---|---|
 //! | [`keeper`] | the keeper's process |
 //! | `guard` | the flow's side: armed, frozen, thawed |
+//! | `together` | several file systems frozen at the same time |
 //! | `shared` | the page of memory that both read: how far it has come, and who may thaw what |
 //! | `channel` | what they say to each other |
 //! | `report` | what became of it, and whether the freeze was held |
@@ -42,6 +43,7 @@ mod lock;
 mod mounts;
 mod report;
 mod shared;
+mod together;
 
 use std::io;
 use std::path::PathBuf;
@@ -66,12 +68,15 @@ pub struct Target {
     /// Its mount's number, the first field in `/proc/self/mountinfo`: if the path leads elsewhere
     /// now, nothing is frozen. `None` where it is not known.
     pub mount_id: Option<u64>,
+    /// Those of one rank are frozen at the same time, those of a lower rank before. A file system in a
+    /// file of another must have a lower rank than that one.
+    pub rank: u32,
 }
 
 /// What is to be frozen, and for how long at most.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// In the order of the freeze; thawed in reverse. At most 64.
+    /// In the order of the freeze, which is by rank; thawed in reverse. At most 64.
     pub targets: Vec<Target>,
     /// The longest freeze.
     pub budget: Duration,
@@ -108,10 +113,11 @@ pub enum FreezeError {
 ///
 /// # Errors
 /// When a mount point can't be opened or is not the one that was meant, or there is no keeper.
-pub fn arm(plan: Plan, lock: &FreezeLock) -> Result<Armed, FreezeError> {
+pub fn arm(mut plan: Plan, lock: &FreezeLock) -> Result<Armed, FreezeError> {
     if plan.targets.len() > shared::SLOTS {
         return Err(FreezeError::TooMany { count: plan.targets.len() });
     }
+    plan.targets.sort_by_key(|target| target.rank);
     let mounts = plan.targets.iter().map(mounts::open_target).collect::<Result<Vec<_>, OpenError>>()?;
     guard::arm(plan, mounts, lock)
 }

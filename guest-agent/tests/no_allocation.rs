@@ -65,8 +65,12 @@ fn main() -> std::process::ExitCode {
     let all: Vec<LoopFs> = [Kind::Ext4, Kind::Xfs].map(|kind| LoopFs::new(kind, 300)).into();
     let folder = std::env::temp_dir().join("hostsnap-test-run");
     let lock = FreezeLock::take(&folder, Duration::from_secs(60)).expect("the freeze lock");
-    let targets =
-        all.iter().map(|fs| Target { mount_point: fs.path(), fs_type: "testfs".to_owned(), mount_id: None });
+    let targets = all.iter().map(|fs| Target {
+        mount_point: fs.path(),
+        fs_type: "testfs".to_owned(),
+        mount_id: None,
+        rank: 0,
+    });
     let plan =
         Plan { targets: targets.collect(), budget: Duration::from_secs(300), keeper: THIS_PROGRAM.into() };
     let armed = arm(plan, &lock).expect("a keeper");

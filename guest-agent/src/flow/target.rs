@@ -113,6 +113,7 @@ impl Target {
                 mount_point: fs.mount_point.clone(),
                 fs_type: fs.fs_type.clone(),
                 mount_id: Some(fs.mount_id.into()),
+                rank: fs.rank,
             })
             .collect()
     }

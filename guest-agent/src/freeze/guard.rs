@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
@@ -29,6 +29,8 @@ use super::{FreezeError, Plan, Target, keeper};
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long the flow waits for what the keeper is thawing, before it reports without it.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
+/// How long the end of the keeper is waited for when all is done; it takes about a millisecond.
+const PARTING_LIMIT: Duration = Duration::from_millis(100);
 /// How long a keeper with nothing left to do may take to end.
 const KEEPER_END_LIMIT: Duration = Duration::from_secs(2);
 /// How often the watcher looks at a deadline that nobody has noticed.
@@ -42,6 +44,7 @@ pub struct Armed {
     targets: Vec<Target>,
     budget: Duration,
     keeper_pid: u32,
+    watcher: Option<JoinHandle<()>>,
 }
 
 /// Everything is frozen. Dropping it thaws.
@@ -66,6 +69,7 @@ struct Guard {
 pub(super) fn arm(plan: Plan, mounts: Vec<File>, lock: &FreezeLock) -> Result<Armed, FreezeError> {
     let failed = |doing: &'static str| move |source: io::Error| FreezeError::Keeper { doing, source };
     let (shared, page) = Shared::create().map_err(|errno| failed("share a page of memory")(errno.into()))?;
+    shared.set_ranks(plan.targets.iter().map(|target| target.rank));
     let (ours, theirs) = channel::pair().map_err(failed("make a socket pair"))?;
     let timer = clock::timer().map_err(|errno| failed("make a timer")(errno.into()))?;
     let done = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| failed("make an event")(errno.into()))?;
@@ -101,12 +105,13 @@ pub(super) fn arm(plan: Plan, mounts: Vec<File>, lock: &FreezeLock) -> Result<Ar
     });
     // From here on the watcher ends the keeper, however this ends.
     let watched = Arc::clone(&guard);
-    thread::Builder::new()
+    let watcher = thread::Builder::new()
         .name("hostsnap-watch".to_owned())
         .stack_size(WATCHER_STACK_BYTES)
         .spawn(move || watched.watch(child))
         .map_err(failed("start the thread that watches it"))?;
-    let armed = Armed { guard, targets: plan.targets, budget: plan.budget, keeper_pid };
+    let armed =
+        Armed { guard, targets: plan.targets, budget: plan.budget, keeper_pid, watcher: Some(watcher) };
     channel::hand_over(&armed.guard.channel, &parts).map_err(failed("hand over the descriptors"))?;
     armed.guard.wait_until_ready().map_err(failed("wait until it is ready"))?;
     lock.note_keeper(keeper_pid).map_err(failed("note its process in the lock"))?;
@@ -162,6 +167,12 @@ impl Armed {
 impl Drop for Armed {
     fn drop(&mut self) {
         self.guard.finish(End::Dropped);
+        // Both have the mount points open: whoever unmounts one next is not to find it busy.
+        if self.guard.keeper_ends_within(PARTING_LIMIT)
+            && let Some(watcher) = self.watcher.take()
+        {
+            let _ = watcher.join();
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! The thaw keeper: a process of its own that freezes, and above all thaws.
 //!
 //! It is this same program, started again with [`ARGUMENT`]. Its main thread only waits: for a word
-//! of the flow, for the flow's end, for the deadline, for `hostsnap thaw`. Its worker calls FIFREEZE,
+//! of the flow, for the flow's end, for the deadline, for `hostsnap thaw`. Its workers call FIFREEZE,
 //! which may stay in the kernel for as long as it likes; at the deadline the main thread thaws all
-//! that is frozen by then, and the worker thaws the late one as soon as it comes back.
+//! that is frozen by then, and a worker thaws the late one as soon as it comes back.
 //!
 //! From [`READY`](channel::READY) on it is locked in memory and neither allocates, opens, logs nor
 //! prints: whatever needs a file system that is frozen would make it wait for itself.
@@ -23,6 +23,7 @@ use rustix::time::Timespec;
 use super::channel::{self, Parts, hear, is_readable, say, wait};
 use super::expedite::Expedite;
 use super::shared::{End, Shared, Side};
+use super::together::Together;
 
 /// The hidden first argument by which this program becomes the keeper.
 pub const ARGUMENT: &str = "__thaw-keeper";
@@ -78,8 +79,10 @@ fn get_ready(flow: &OwnedFd) -> Result<Keeper, Failed> {
     let Parts { page, timer, lock, expedite, mounts } =
         channel::take_over(flow).map_err(|error| ("take over the descriptors", error))?;
     let event = || eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| ("make an event", errno.into()));
+    let shared = Shared::map(&page).map_err(|errno| ("map the shared page", errno.into()))?;
     let keeper = Keeper {
-        shared: Shared::map(&page).map_err(|errno| ("map the shared page", errno.into()))?,
+        together: Together::new(&shared.ranks(mounts.len())),
+        shared,
         timer,
         emergency,
         go: event()?,
@@ -88,7 +91,7 @@ fn get_ready(flow: &OwnedFd) -> Result<Keeper, Failed> {
         mounts,
         _lock: lock,
     };
-    // Code, heap and stacks, the worker's to come too: nothing is fetched from a file system later.
+    // Code, heap and stacks, the workers' to come too: nothing is fetched from a file system later.
     mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE)
         .map_err(|errno| ("lock memory", errno.into()))?;
     Ok(keeper)
@@ -120,9 +123,10 @@ struct Keeper {
     shared: Shared,
     timer: OwnedFd,
     emergency: SignalFd,
-    /// Tells the worker to freeze, or to end.
+    together: Together,
+    /// Tells the workers to freeze, or to end.
     go: OwnedFd,
-    /// Tells the main thread that the worker has nothing more to do.
+    /// Tells the main thread that the workers have nothing more to do.
     done: OwnedFd,
     expedite: Option<Expedite>,
     mounts: Vec<File>,
@@ -133,24 +137,36 @@ struct Keeper {
 impl Keeper {
     fn serve(&self, flow: &OwnedFd, on_ready: fn()) {
         thread::scope(|scope| {
-            let worker =
-                thread::Builder::new().stack_size(WORKER_STACK_BYTES).spawn_scoped(scope, || self.work(flow));
-            if worker.is_ok() {
-                on_ready();
-                say(flow, channel::READY);
-                self.watch(flow);
+            let start = |leads: bool| {
+                let work = move || if leads { self.lead(flow) } else { self.help() };
+                thread::Builder::new().stack_size(WORKER_STACK_BYTES).spawn_scoped(scope, work)
+            };
+            for worker in 0..self.together.workers() {
+                if start(worker == 0).is_err() {
+                    // Those that are there wait for the one that is not.
+                    std::process::exit(1);
+                }
             }
+            on_ready();
+            say(flow, channel::READY);
+            self.watch(flow);
         });
     }
 
-    /// The worker: waits, freezes once, ends.
-    fn work(&self, flow: &OwnedFd) {
+    /// The first worker: waits, freezes once with the others, says how it went.
+    fn lead(&self, flow: &OwnedFd) {
         wait_for(&self.go);
-        if self.shared.is_freezing() {
-            let frozen = self.shared.freeze_all(&self.mounts);
-            say(flow, if frozen { channel::FROZEN } else { channel::NOT_FROZEN });
-        }
+        self.help();
+        // If it ended before it began, nobody waits for a word.
+        let frozen = self.shared.all_frozen(&self.mounts);
+        say(flow, if frozen { channel::FROZEN } else { channel::NOT_FROZEN });
         signal(&self.done);
+    }
+
+    /// Any worker.
+    fn help(&self) {
+        self.together.meet();
+        self.together.freeze(&self.shared, &self.mounts);
     }
 
     /// The main thread: waits for the first reason to end, then thaws.
@@ -179,7 +195,7 @@ impl Keeper {
             }
         }
         self.shared.thaw_all(&self.mounts, Side::Keeper);
-        // The worker comes back now, or when the kernel lets go of its FIFREEZE.
+        // The workers come back now, or when the kernel lets go of its FIFREEZE.
         signal(&self.go);
         self.wait_for_the_rest(flow, flow_is_gone);
         if let Some(expedite) = &self.expedite {
@@ -195,22 +211,22 @@ impl Keeper {
         signal(&self.go);
     }
 
-    /// Until the worker is done and nothing is frozen any more. What the flow was about to thaw and
+    /// Until the workers are done and nothing is frozen any more. What the flow was about to thaw and
     /// did not, since it died or was stopped, is thawed in its stead.
     fn wait_for_the_rest(&self, flow: &OwnedFd, mut flow_is_gone: bool) {
-        let mut worker_is_done = false;
-        while !(worker_is_done && self.shared.is_settled()) {
+        let mut workers_are_done = false;
+        while !(workers_are_done && self.shared.is_settled()) {
             if flow_is_gone || self.shared.is_long_over() {
                 self.shared.take_over_claims(&self.mounts, Side::Flow, Side::Keeper);
             }
             let mut fds = [PollFd::new(&self.done, PollFlags::IN), PollFd::new(flow, PollFlags::IN)];
-            let watched = match (worker_is_done, flow_is_gone) {
+            let watched = match (workers_are_done, flow_is_gone) {
                 (true, _) => &mut fds[1..],
                 (false, true) => &mut fds[..1],
                 (false, false) => &mut fds[..],
             };
             wait(watched, Some(PATIENCE));
-            worker_is_done |= is_readable(&fds[0]);
+            workers_are_done |= is_readable(&fds[0]);
             flow_is_gone |= is_readable(&fds[1]) && hear(flow, &mut [0]).is_none();
         }
     }

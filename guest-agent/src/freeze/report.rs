@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     fn target(name: &str) -> Target {
-        Target { mount_point: name.into(), fs_type: "ext4".to_owned(), mount_id: None }
+        Target { mount_point: name.into(), fs_type: "ext4".to_owned(), mount_id: None, rank: 0 }
     }
 
     fn call(at_us: u64, took_us: u64, errno: i32) -> Option<RawCall> {

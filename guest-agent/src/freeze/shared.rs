@@ -80,6 +80,7 @@ impl Side {
 /// One file system.
 #[repr(C)]
 pub(super) struct Slot {
+    rank: AtomicU32,
     state: AtomicU32,
     freeze_errno: AtomicI32,
     thaw_errno: AtomicI32,
@@ -204,26 +205,42 @@ impl Shared {
         self.page().phase.compare_exchange(from, to, SeqCst, SeqCst).is_ok()
     }
 
-    /// The keeper's work: FIFREEZE in order. Whether all are frozen; if not, those that were are
-    /// thawed again.
+    /// The keeper's work: FIFREEZE of one, unless the freeze has ended.
     ///
     /// Whoever ends the freeze changes the phase and then looks at the slots; here the slot is
     /// changed and then the phase looked at. So at least one of the two sees the other, and no
     /// file system is left frozen between them.
-    pub(super) fn freeze_all(&self, files: &[File]) -> bool {
-        for (file, slot) in files.iter().zip(self.slots()) {
-            if !self.is_freezing() {
-                break;
-            }
-            if !slot.freeze(file) {
-                self.end(End::Failed);
-            }
+    pub(super) fn freeze(&self, files: &[File], index: usize) {
+        if !self.is_freezing() {
+            return;
         }
+        if !self.slots()[index].freeze(&files[index]) {
+            self.end(End::Failed);
+        }
+        if !self.is_freezing() {
+            self.thaw_all(files, Side::Keeper);
+        }
+    }
+
+    /// After the last [`Self::freeze`]: whether all are frozen. If not, those that were are thawed.
+    pub(super) fn all_frozen(&self, files: &[File]) -> bool {
         if self.step(FREEZING, FROZEN) {
             return true;
         }
         self.thaw_all(files, Side::Keeper);
         false
+    }
+
+    /// Notes the rank of each file system, for the keeper.
+    pub(super) fn set_ranks(&self, ranks: impl Iterator<Item = u32>) {
+        for (slot, rank) in self.slots().iter().zip(ranks) {
+            slot.rank.store(rank, SeqCst);
+        }
+    }
+
+    /// The ranks of the first so many file systems.
+    pub(super) fn ranks(&self, count: usize) -> Vec<u32> {
+        self.slots().iter().take(count).map(|slot| slot.rank.load(SeqCst)).collect()
     }
 
     /// FITHAW, in reverse, of what is frozen by us and not claimed by anybody.

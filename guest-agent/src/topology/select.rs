@@ -44,6 +44,9 @@ pub struct FileSystem {
     pub disks: BTreeSet<String>,
     /// Nothing writes to it: it need not be frozen.
     pub read_only: bool,
+    /// Those of one rank don't depend on each other and can be frozen at the same time; those of a
+    /// lower rank come before.
+    pub rank: u32,
 }
 
 /// What to take.
@@ -239,11 +242,13 @@ fn share_a_holder(stack: &Stack<'_>, a: &str, b: &str) -> bool {
 }
 
 /// A file system in a file of another comes before it; deeper mount points before shallower ones;
-/// the root last. (A freeze from the outside in would block on the frozen outer one.)
+/// the root last. (A freeze from the outside in would block on the frozen outer one.) The first and
+/// the last of these are the ranks; what is between is for people.
 fn in_freeze_order(stack: &Stack<'_>, chosen: Vec<&Mounted<'_>>) -> Result<Vec<FileSystem>, TopologyError> {
     let mut left = chosen;
     left.sort_by_key(|fs| std::cmp::Reverse(fs.best.mount_point.components().count()));
-    let mut ordered = Vec::with_capacity(left.len());
+    let mut ordered: Vec<FileSystem> = Vec::with_capacity(left.len());
+    let mut before: Vec<&Mounted<'_>> = Vec::with_capacity(left.len());
     while !left.is_empty() {
         // Ready is what holds no file of one that is still to come. Loops can't be circular.
         let ready = (0..left.len())
@@ -253,14 +258,21 @@ fn in_freeze_order(stack: &Stack<'_>, chosen: Vec<&Mounted<'_>>) -> Result<Vec<F
         if !fs.visible && !fs.best.super_read_only {
             return Err(TopologyError::Hidden { mount_point: fs.best.mount_point.clone() });
         }
+        let is_root = fs.best.mount_point == Path::new("/");
+        let inside =
+            before.iter().zip(&ordered).filter(|(other, _)| is_root || holds_file_of(stack, fs, other));
+        let rank = inside.map(|(_, inner)| inner.rank + 1).max().unwrap_or(0);
+        before.push(fs);
         ordered.push(FileSystem {
             mount_point: fs.best.mount_point.clone(),
             mount_id: fs.best.id,
             fs_type: fs.best.fs_type.clone(),
             disks: fs.beneath.disks.clone(),
             read_only: fs.best.super_read_only,
+            rank,
         });
     }
+    ordered.sort_by_key(|fs| fs.rank);
     Ok(ordered)
 }
 

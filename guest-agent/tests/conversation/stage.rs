@@ -45,6 +45,7 @@ impl Stage {
             file_systems: vec![FileSystem {
                 mount_point: fs.path(),
                 mount_id: mount_id(&fs.path()),
+                rank: 0,
                 fs_type: "ext4".to_owned(),
                 disks: BTreeSet::from(["vdx".to_owned()]),
                 read_only: false,

@@ -25,12 +25,15 @@ pub(crate) fn run_folder() -> PathBuf {
 }
 
 pub(crate) fn target(path: &Path) -> Target {
-    Target { mount_point: path.to_owned(), fs_type: "testfs".to_owned(), mount_id: None }
+    Target { mount_point: path.to_owned(), fs_type: "testfs".to_owned(), mount_id: None, rank: 0 }
 }
 
+/// One after the other.
 pub(crate) fn plan(paths: &[PathBuf], budget: Duration) -> Plan {
     let keeper = env!("CARGO_BIN_EXE_hostsnap").into();
-    Plan { targets: paths.iter().map(|path| target(path)).collect(), budget, keeper }
+    let mut targets: Vec<Target> = paths.iter().map(|path| target(path)).collect();
+    (0..).zip(&mut targets).for_each(|(rank, target)| target.rank = rank);
+    Plan { targets, budget, keeper }
 }
 
 impl Bench {

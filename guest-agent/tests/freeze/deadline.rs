@@ -3,11 +3,11 @@
 use std::fs;
 use std::time::Duration;
 
-use guest_agent::freeze::{FreezeLock, NotHeld};
+use guest_agent::freeze::{FreezeLock, NotHeld, arm};
 use harness::loopfs::{Kind, LoopFs};
 use harness::wait::wait_until;
 
-use crate::bench::{Bench, LIMIT, all_is_restored, fsfreeze, is_frozen, run_folder};
+use crate::bench::{Bench, LIMIT, all_is_restored, fsfreeze, is_frozen, plan, run_folder};
 
 #[test]
 fn at_the_deadline_it_is_thawed_and_nobody_claims_that_it_was_held() {
@@ -58,6 +58,29 @@ fn a_freeze_that_blocks_in_the_kernel_blocks_neither_the_flow_nor_the_other_file
     assert!(fsfreeze("-u", &outer.path()));
     all_is_restored();
     assert!(!is_frozen(&inner.path()), "the late one is thawed when it comes back");
+}
+
+#[test]
+fn one_that_blocks_does_not_keep_its_equals_from_being_frozen() {
+    let outer = LoopFs::new(Kind::Ext4, 256);
+    let inner = LoopFs::within(&outer.path(), Kind::Ext4, 64);
+    let equals: [LoopFs; 2] = [(); 2].map(|()| LoopFs::new(Kind::Ext4, 64));
+    fs::write(inner.path().join("dirty"), vec![1; 1 << 20]).unwrap();
+    let lock = FreezeLock::take(&run_folder(), LIMIT).unwrap();
+    let mut plan = plan(&[inner.path(), equals[0].path(), equals[1].path()], Duration::from_secs(2));
+    plan.targets.iter_mut().for_each(|target| target.rank = 0);
+    let armed = arm(plan, &lock).unwrap();
+    assert!(fsfreeze("-f", &outer.path()));
+
+    let report = armed.freeze().err().expect("the deadline came first");
+    assert_eq!(report.held, Err(NotHeld::DeadlineWhileFreezing(inner.path())));
+    for fs in &report.file_systems[1..] {
+        assert_eq!((fs.freeze.unwrap().errno, fs.thaw.unwrap().errno), (0, 0), "{report:?}");
+    }
+    assert!(fsfreeze("-u", &outer.path()));
+    drop(lock);
+    all_is_restored();
+    assert!(!is_frozen(&inner.path()));
 }
 
 #[test]

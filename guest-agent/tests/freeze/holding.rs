@@ -3,16 +3,17 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use guest_agent::freeze::{FreezeError, NotHeld, OpenError, arm};
-use harness::loopfs::{Kind, LoopFs};
+use guest_agent::freeze::{FreezeError, FreezeLock, NotHeld, OpenError, arm};
+use harness::loopfs::{Kind, LoopFs, run};
 use harness::wait::wait_until;
 
-use crate::bench::{Bench, LIMIT, LONG, is_frozen, plan, run_folder, was_held};
+use crate::bench::{Bench, LIMIT, LONG, all_is_restored, is_frozen, plan, run_folder, was_held};
 
 /// Appends and syncs as fast as it can, and counts what was acknowledged.
 struct Writer {
@@ -93,6 +94,25 @@ fn several_file_systems_are_frozen_together() {
 }
 
 #[test]
+fn a_lower_rank_comes_first_and_equals_are_frozen_together() {
+    let all: Vec<LoopFs> = [(); 4].map(|()| LoopFs::new(Kind::Ext4, 64)).into();
+    let paths: Vec<_> = all.iter().map(LoopFs::path).collect();
+    let lock = FreezeLock::take(&run_folder(), LIMIT).unwrap();
+    let mut plan = plan(&paths, LONG);
+    plan.targets.iter_mut().zip([2, 1, 1, 0]).for_each(|(target, rank)| target.rank = rank);
+    let report = arm(plan, &lock).unwrap().freeze().unwrap_or_else(|report| panic!("{report:?}")).thaw();
+    was_held(&report);
+    let order: Vec<_> = report.file_systems.iter().map(|fs| fs.target.rank).collect();
+    assert_eq!(order, [0, 1, 1, 2]);
+    for [before, after] in [[0, 1], [0, 2], [1, 3], [2, 3]] {
+        let call = |n: usize| report.file_systems[n].freeze.unwrap();
+        assert!(call(before).at_us + call(before).took_us <= call(after).at_us, "{report:?}");
+    }
+    drop(lock);
+    all_is_restored();
+}
+
+#[test]
 fn a_file_system_in_a_file_of_another_is_frozen_from_the_inside_out() {
     // vmware/open-vm-tools#6: frozen from the outside in, the inner freeze waits for ever for the
     // frozen outer file system to take its dirty pages.
@@ -110,7 +130,7 @@ fn a_file_system_in_a_file_of_another_is_frozen_from_the_inside_out() {
 fn a_read_only_mount_can_be_frozen_too() {
     let fs = LoopFs::new(Kind::Ext4, 64);
     let remount = ["-o", "remount,ro"];
-    assert!(std::process::Command::new("mount").args(remount).arg(fs.path()).status().unwrap().success());
+    assert!(Command::new("mount").args(remount).arg(fs.path()).status().unwrap().success());
     let bench = Bench::new();
     was_held(&bench.freeze(&[fs.path()], LONG).thaw());
     bench.ends();
@@ -123,6 +143,16 @@ fn what_is_dropped_without_a_word_is_thawed() {
     drop(bench.arm(&[fs.path()], LONG));
     drop(bench.freeze(&[fs.path()], LONG));
     assert!(!is_frozen(&fs.path()));
+    bench.ends();
+}
+
+#[test]
+fn afterwards_a_file_system_can_be_unmounted_at_once() {
+    let fs = LoopFs::new(Kind::Ext4, 64);
+    let bench = Bench::new();
+    was_held(&bench.freeze(&[fs.path()], LONG).thaw());
+    run(Command::new("umount").arg(fs.path()));
+    run(Command::new("mount").args(["-o", "loop"]).arg(fs.image()).arg(fs.path()));
     bench.ends();
 }
 
@@ -161,7 +191,7 @@ fn a_mount_point_that_leads_elsewhere_now_is_refused_before_anything_is_frozen()
         let line = table.lines().rfind(|line| line.split(' ').nth(4) == path.to_str()).unwrap();
         line.split(' ').next().unwrap().parse::<u64>().unwrap()
     };
-    let lock = guest_agent::freeze::FreezeLock::take(&run_folder(), LIMIT).unwrap();
+    let lock = FreezeLock::take(&run_folder(), LIMIT).unwrap();
     let mut right = plan(&[fs.path()], LONG);
     right.targets[0].mount_id = Some(number(&fs.path()));
     let mut wrong = right.clone();
@@ -173,7 +203,7 @@ fn a_mount_point_that_leads_elsewhere_now_is_refused_before_anything_is_frozen()
 
 #[test]
 fn a_device_as_mount_point_is_not_opened() {
-    let lock = guest_agent::freeze::FreezeLock::take(&run_folder(), LIMIT).unwrap();
+    let lock = FreezeLock::take(&run_folder(), LIMIT).unwrap();
     let error = arm(plan(&["/dev/null".into()], LONG), &lock).err().expect("a device");
     assert!(matches!(error, FreezeError::Open(OpenError::Special(_))), "{error}");
 }

@@ -38,6 +38,7 @@ fn file_system(at: &str, kind: &str) -> FileSystem {
         fs_type: kind.to_owned(),
         disks: BTreeSet::from(["vdb".to_owned()]),
         read_only: false,
+        rank: 0,
     }
 }
 
