@@ -18,7 +18,7 @@
 //! | [`keeper`] | the keeper's process |
 //! | `guard` | the flow's side: armed, frozen, thawed |
 //! | `together` | several file systems frozen at the same time |
-//! | `shared` | the page of memory that both read: how far it has come, and who may thaw what |
+//! | `shared`, `slot` | the page of memory that both read: how far it has come, and who may thaw what |
 //! | `channel` | what they say to each other |
 //! | `report` | what became of it, and whether the freeze was held |
 //! | `emergency` | `hostsnap thaw` |
@@ -43,6 +43,7 @@ mod lock;
 mod mounts;
 mod report;
 mod shared;
+mod slot;
 mod together;
 
 use std::io;

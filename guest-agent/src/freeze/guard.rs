@@ -22,7 +22,8 @@ use super::clock::{self, now_ns, timespec};
 use super::expedite::Expedite;
 use super::lock::FreezeLock;
 use super::report::{Report, report};
-use super::shared::{End, Shared, Side};
+use super::shared::{End, Shared};
+use super::slot::Side;
 use super::{FreezeError, Plan, Target, keeper};
 
 /// How long the keeper may take to get ready.

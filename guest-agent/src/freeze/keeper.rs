@@ -22,7 +22,8 @@ use rustix::time::Timespec;
 
 use super::channel::{self, Parts, hear, is_readable, say, wait};
 use super::expedite::Expedite;
-use super::shared::{End, Shared, Side};
+use super::shared::{End, Shared};
+use super::slot::Side;
 use super::together::Together;
 
 /// The hidden first argument by which this program becomes the keeper.

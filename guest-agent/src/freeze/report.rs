@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 
 use super::Target;
-use super::shared::{End, RawCall, Shared};
+use super::shared::{End, Shared};
+use super::slot::RawCall;
 
 /// What became of a freeze.
 #[derive(Debug, Clone, PartialEq, Eq)]

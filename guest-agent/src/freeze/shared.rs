@@ -10,13 +10,12 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::clock::now_ns;
-use super::ioctl;
+use super::slot::{Side, Slot};
 
 /// How many file systems can be frozen at once: as many as a record has room for.
 pub(super) const SLOTS: usize = 64;
@@ -52,57 +51,11 @@ pub(super) enum End {
 const ENDS: [End; 7] =
     [End::Released, End::Dropped, End::Failed, End::Deadline, End::FlowGone, End::KeeperGone, End::Emergency];
 
-/// Who acts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    Flow,
-    Keeper,
-}
-
-// A slot's state.
-const IDLE: u32 = 0;
-const IN_FIFREEZE: u32 = 1;
-const IS_FROZEN: u32 = 2;
-const CLAIMED_BY_FLOW: u32 = 3;
-const CLAIMED_BY_KEEPER: u32 = 4;
-const IS_THAWED: u32 = 5;
-const NOT_FROZEN: u32 = 6;
-
-impl Side {
-    const fn claim(self) -> u32 {
-        match self {
-            Self::Flow => CLAIMED_BY_FLOW,
-            Self::Keeper => CLAIMED_BY_KEEPER,
-        }
-    }
-}
-
-/// One file system.
-#[repr(C)]
-pub(super) struct Slot {
-    rank: AtomicU32,
-    state: AtomicU32,
-    freeze_errno: AtomicI32,
-    thaw_errno: AtomicI32,
-    freeze_at_ns: AtomicU64,
-    freeze_took_ns: AtomicU64,
-    thaw_at_ns: AtomicU64,
-    thaw_took_ns: AtomicU64,
-}
-
 #[repr(C)]
 struct Page {
     phase: AtomicU32,
     deadline_ns: AtomicU64,
     slots: [Slot; SLOTS],
-}
-
-/// A system call, in nanoseconds of the shared clock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct RawCall {
-    pub(super) at_ns: u64,
-    pub(super) took_ns: u64,
-    pub(super) errno: i32,
 }
 
 /// The page, mapped.
@@ -234,13 +187,13 @@ impl Shared {
     /// Notes the rank of each file system, for the keeper.
     pub(super) fn set_ranks(&self, ranks: impl Iterator<Item = u32>) {
         for (slot, rank) in self.slots().iter().zip(ranks) {
-            slot.rank.store(rank, SeqCst);
+            slot.set_rank(rank);
         }
     }
 
     /// The ranks of the first so many file systems.
     pub(super) fn ranks(&self, count: usize) -> Vec<u32> {
-        self.slots().iter().take(count).map(|slot| slot.rank.load(SeqCst)).collect()
+        self.slots().iter().take(count).map(Slot::rank).collect()
     }
 
     /// FITHAW, in reverse, of what is frozen by us and not claimed by anybody.
@@ -255,7 +208,7 @@ impl Shared {
     /// the freeze counts as not held.
     pub(super) fn take_over_claims(&self, files: &[File], from: Side, side: Side) {
         for slot in self.slots() {
-            slot.step(from.claim(), IS_FROZEN);
+            slot.give_up(from);
         }
         self.thaw_all(files, side);
     }
@@ -266,7 +219,7 @@ impl Shared {
     /// return EBUSY: better that than ours kept for ever.
     pub(super) fn take_over_from_dead_keeper(&self, files: &[File]) {
         for slot in self.slots() {
-            slot.step(IN_FIFREEZE, IS_FROZEN);
+            slot.assume_frozen();
         }
         self.take_over_claims(files, Side::Keeper, Side::Flow);
     }
@@ -280,72 +233,11 @@ impl Shared {
     /// Whether nothing is frozen by us, nor about to be thawed. A FIFREEZE that has not come back
     /// counts as neither: it may take for ever.
     pub(super) fn is_settled(&self) -> bool {
-        let settled = |slot: &Slot| {
-            let state = slot.state.load(SeqCst);
-            state != IS_FROZEN && state != CLAIMED_BY_FLOW && state != CLAIMED_BY_KEEPER
-        };
-        self.slots().iter().all(settled)
+        self.slots().iter().all(Slot::is_settled)
     }
 
     /// Whether a FIFREEZE is in the kernel.
     pub(super) fn is_in_fifreeze(&self) -> bool {
         self.slots().iter().any(Slot::is_in_fifreeze)
     }
-}
-
-impl Slot {
-    fn freeze(&self, file: &File) -> bool {
-        let at = now_ns();
-        self.freeze_at_ns.store(at, SeqCst);
-        self.state.store(IN_FIFREEZE, SeqCst);
-        let result = ioctl::freeze(file);
-        self.freeze_took_ns.store(now_ns().saturating_sub(at), SeqCst);
-        self.freeze_errno.store(errno_of(result), SeqCst);
-        self.state.store(if result.is_ok() { IS_FROZEN } else { NOT_FROZEN }, SeqCst);
-        result.is_ok()
-    }
-
-    fn thaw(&self, file: &File, side: Side) {
-        if !self.step(IS_FROZEN, side.claim()) {
-            return;
-        }
-        let at = now_ns();
-        let result = ioctl::thaw(file);
-        self.thaw_at_ns.store(at, SeqCst);
-        self.thaw_took_ns.store(now_ns().saturating_sub(at), SeqCst);
-        self.thaw_errno.store(errno_of(result), SeqCst);
-        self.state.store(IS_THAWED, SeqCst);
-    }
-
-    fn step(&self, from: u32, to: u32) -> bool {
-        self.state.compare_exchange(from, to, SeqCst, SeqCst).is_ok()
-    }
-
-    /// Whether FIFREEZE has been called and not come back.
-    pub(super) fn is_in_fifreeze(&self) -> bool {
-        self.state.load(SeqCst) == IN_FIFREEZE
-    }
-
-    /// FIFREEZE, if it was called and came back.
-    pub(super) fn freeze_call(&self) -> Option<RawCall> {
-        let state = self.state.load(SeqCst);
-        (state != IDLE && state != IN_FIFREEZE).then(|| RawCall {
-            at_ns: self.freeze_at_ns.load(SeqCst),
-            took_ns: self.freeze_took_ns.load(SeqCst),
-            errno: self.freeze_errno.load(SeqCst),
-        })
-    }
-
-    /// FITHAW, if it was called and came back.
-    pub(super) fn thaw_call(&self) -> Option<RawCall> {
-        (self.state.load(SeqCst) == IS_THAWED).then(|| RawCall {
-            at_ns: self.thaw_at_ns.load(SeqCst),
-            took_ns: self.thaw_took_ns.load(SeqCst),
-            errno: self.thaw_errno.load(SeqCst),
-        })
-    }
-}
-
-fn errno_of(result: Result<(), Errno>) -> i32 {
-    result.err().map_or(0, Errno::raw_os_error)
 }
