@@ -5,7 +5,7 @@
 //! - The *phase* goes forward only, by compare-and-swap. The first end wins, so "held" and "the
 //!   deadline passed" exclude each other.
 //! - Whoever thaws a file system claims its slot first. A claim is taken over only from a side that
-//!   is dead.
+//!   is dead, or still has not acted on it well after the deadline (it was stopped).
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
