@@ -1,5 +1,6 @@
 //! Stories in real virtual machines. Each reads as a short text.
 
+mod agent;
 mod boot;
 mod faults;
 mod from_the_host;
