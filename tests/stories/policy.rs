@@ -61,7 +61,7 @@ fn a_guest_sees_and_touches_only_what_is_its_own() {
     // A guest that was taken over can't destroy its history.
     let output = b.guest.run(&format!("hostsnap delete --yes {id_b}"));
     assert_eq!(output.status, 4, "{}", output.stderr);
-    assert_eq!(a.guest.json(&format!("hostsnap --json delete --yes {id_a}"))["deleted"], true);
+    assert_eq!(a.guest.json(&format!("hostsnap --json delete --yes {id_a}"))[0]["deleted"], true);
     assert_eq!(service.json(&["list"]).as_array().map(Vec::len), Some(1));
     assert!(!Path::new(&store.path().join(".hostsnap").join(a.uuid())).exists());
 }
