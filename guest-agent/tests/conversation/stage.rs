@@ -96,6 +96,13 @@ impl Stage {
         flow::create_of(&self.options, &self.target, &around, tell)
     }
 
+    /// The block device of its file system, by name.
+    pub(crate) fn loop_device(&self) -> String {
+        let line = mount_line(&self.fs.path());
+        let source = line.split(' ').find_map(|field| field.strip_prefix("/dev/")).expect("a device");
+        source.to_owned()
+    }
+
     /// Installs a hook that notes its calls, and does this.
     pub(crate) fn hook(&self, name: &str, body: &str) {
         fs::create_dir_all(&self.around.hooks).unwrap();
@@ -125,9 +132,13 @@ impl Stage {
 }
 
 fn mount_id(path: &Path) -> u32 {
+    mount_line(path).split(' ').next().unwrap().parse().unwrap()
+}
+
+/// Its line of `/proc/self/mountinfo`.
+fn mount_line(path: &Path) -> String {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let line = table.lines().find(|line| line.split(' ').nth(4) == path.to_str()).expect("a mount");
-    line.split(' ').next().unwrap().parse().unwrap()
+    table.lines().find(|line| line.split(' ').nth(4) == path.to_str()).expect("a mount").to_owned()
 }
 
 /// Whether somebody holds it frozen: another freeze fails then (EBUSY).

@@ -136,6 +136,35 @@ fn with_crash_as_the_minimum_what_could_not_be_frozen_is_cut_all_the_same_and_sa
 }
 
 #[test]
+fn a_disk_that_something_else_writes_to_is_not_passed_off_as_frozen() {
+    let mut stage = Stage::set();
+    // In use, but by nothing that is mounted as far as the flow was told.
+    stage.target.disks[0].0.name = stage.loop_device();
+    stage.target.file_systems.clear();
+    let host = Host::start(vec![
+        Box::new(|talk: &mut Talk| {
+            talk.prepared(LEASE);
+            talk.aborted();
+        }),
+        Box::new(|talk: &mut Talk| {
+            let prepare = talk.prepared(LEASE);
+            talk.cut();
+            talk.cut_done();
+            let freeze = talk.conclude().evidence.freeze;
+            assert!(matches!(freeze, Freeze::NotHeld(_)), "{freeze:?}");
+            talk.send(&Reply::Snapshot(record(&prepare, State::Ready, Consistency::Crash)));
+            talk.say_nothing();
+        }),
+    ]);
+    let error = stage.create(host.address()).unwrap_err();
+    assert_eq!(error.code, ErrorCode::NotFreezable);
+    assert!(error.message.as_str().contains(&stage.loop_device()), "{error}");
+    stage.options.minimum = Consistency::Crash;
+    assert!(stage.create(host.address()).is_ok());
+    host.done();
+}
+
+#[test]
 fn application_consistency_without_hooks_is_refused_before_anything_is_sent() {
     let mut stage = Stage::set();
     stage.options.minimum = Consistency::Application;
