@@ -5,6 +5,7 @@ mod boot;
 mod faults;
 mod from_the_host;
 mod policy;
+mod real_vsock;
 mod shapes;
 mod snapshot;
 mod stage;

@@ -116,7 +116,7 @@ pub(crate) fn programs() -> Result<()> {
     cargo(&arguments, &environment)?;
     let place = folder().join("static");
     fs::create_dir_all(&place)?;
-    for program in ["hostsnap", "hostsnapd", "guest-init", "app-writer"] {
+    for program in ["hostsnap", "hostsnapd", "guest-init", "app-writer", "vsock-probe"] {
         let built = target.join(triple).join("guest").join(program);
         let kept = place.join(program);
         if fs::read(&built)? != fs::read(&kept).unwrap_or_default() {
