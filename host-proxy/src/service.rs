@@ -3,19 +3,23 @@
 //!
 //! | module | idea |
 //! |---|---|
-//! | `create` | prepare → cut → conclude: one new snapshot, up to the storage's atomic point |
+//! | `create` | the beginning of a snapshot: checks, slow work, the intent |
+//! | `operation` | ready → cut → concluded: up to the storage's atomic point and what it is worth |
+//! | `agentless` | a snapshot of a machine whose guest has no agent |
 //! | `settle` | from cut to durable, in the background, with progress |
 //! | `read` | disks, lists, single snapshots |
 //! | `delete` | removal on demand and when a snapshot's time is over |
 //! | `reconcile` | the catalog against the storage, at start and on command |
 //! | `blocking`, `errors`, `in_flight`, `manifest` | what those share |
 
+mod agentless;
 mod blocking;
 mod create;
 mod delete;
 mod errors;
 mod in_flight;
 mod manifest;
+mod operation;
 mod read;
 mod reconcile;
 mod settle;
@@ -27,8 +31,9 @@ use protocol::WireError;
 use protocol::record::UnixMillis;
 use tokio::sync::Semaphore;
 
-pub use create::{CutOperation, Operation, Outcome};
+pub use create::Outcome;
 pub use errors::chain;
+pub use operation::{CutOperation, Operation};
 pub use reconcile::Report;
 pub use settle::{SettleState, Settling};
 
@@ -48,6 +53,8 @@ pub struct Service {
     audit: Audit,
     in_flight: InFlight,
     admission: Arc<Semaphore>,
+    /// Held while a new intent is decided on and committed.
+    beginning: tokio::sync::Mutex<()>,
 }
 
 impl Service {
@@ -59,6 +66,7 @@ impl Service {
             audit,
             in_flight: InFlight::default(),
             admission: Arc::new(Semaphore::new(ADMITTED)),
+            beginning: tokio::sync::Mutex::new(()),
         })
     }
 

@@ -1,5 +1,8 @@
 //! What the administrator does from the host.
 
+use std::process::Command;
+
+use harness::loopfs;
 use harness::wait::wait_until;
 use rustix::process::Signal;
 
@@ -85,4 +88,20 @@ fn the_doctor_says_what_is_wrong() {
     let host = findings.as_array().unwrap().iter().find(|one| one["id"] == "host").unwrap();
     assert_eq!(host["status"], "fail");
     assert!(!host["remedy"].as_str().unwrap().is_empty());
+}
+
+#[test]
+fn a_snapshot_that_is_in_use_is_not_deleted_and_stays_in_the_list() {
+    let stage = Stage::set("in-use", &["data"]);
+    stage.mount("/dev/vda", "/data");
+    let snapshot = stage.create("/data");
+    let folder = tempfile::tempdir().unwrap();
+    let image = stage.image(&snapshot, "data");
+    loopfs::run(Command::new("mount").args(["-o", "ro,loop,noload"]).arg(&image).arg(folder.path()));
+    let output = stage.vm.guest.run("hostsnap delete --yes latest");
+    assert_eq!(output.status, 6, "{}", output.stderr);
+    assert_eq!(stage.vm.guest.json("hostsnap --json list")[0]["id"], snapshot["id"]);
+    loopfs::run(Command::new("umount").arg(folder.path()));
+    stage.vm.guest.sh("hostsnap delete --yes latest");
+    assert!(stage.on_storage().is_empty());
 }

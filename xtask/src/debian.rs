@@ -125,10 +125,11 @@ fn mirror() -> Option<(String, Option<String>)> {
         let field = |name: &str| {
             text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
         };
-        if file.extension().is_some_and(|extension| extension == "sources") && text.contains("debian") {
-            if let Some(mirror) = field("URIs:") {
-                return Some((mirror, field("Signed-By:")));
-            }
+        if file.extension().is_some_and(|extension| extension == "sources")
+            && text.contains("debian")
+            && let Some(mirror) = field("URIs:")
+        {
+            return Some((mirror, field("Signed-By:")));
         }
         let line = text.lines().find(|line| line.starts_with("deb ") && line.contains("debian"));
         if let Some(mirror) = line.and_then(|line| line.split_whitespace().find(|word| word.contains("://")))

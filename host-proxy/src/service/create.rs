@@ -1,44 +1,31 @@
-//! One new snapshot, up to the storage's atomic point.
-//!
-//! `prepare` does all slow work and commits the intent; `Operation::cut` does nothing but cut;
-//! `CutOperation::conclude` decides what may be claimed and hands over to `settle`. A connection
-//! that is lost before the cut abandons; one that is lost after it concludes without evidence.
+//! The beginning of a snapshot: everything is checked, all slow work done, the intent committed.
+//! Nothing is frozen yet.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::agent::AgentCreate;
-use protocol::evidence::{CutEvidence, Freeze, judge};
-use protocol::fingerprint::{self, Fingerprint};
-use protocol::message::{DiskRequest, Planned, Prepare, Prepared};
+use protocol::evidence::CutEvidence;
+use protocol::fingerprint;
+use protocol::message::{Planned, Prepare};
 use protocol::record::{DiskRecord, State, Timing, UnixMillis};
-use protocol::text::{Handle, Line, Name};
+use protocol::text::Line;
 use protocol::{
-    BoundedVec, Consistency, DiskSerial, ErrorCode, Evidence, Labels, Note, SnapshotId, SnapshotRecord,
-    Ticket, WireError,
+    Consistency, DiskSerial, ErrorCode, Labels, Note, SnapshotId, SnapshotRecord, Ticket, WireError,
 };
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use super::in_flight::Claim;
-use super::settle::{self, Settling};
+use super::operation::{Common, Operation, Part, abandon, driver_name, log_undo};
 use super::{Service, blocking, errors, manifest, now};
 use crate::catalog::{Begun, Entry, Phase};
 use crate::config::{Disk, Vm};
-use crate::drivers::{CutSet, DriverError, Kind, Owner, Plan, Ready, Volume, VolumeSnapshot};
+use crate::drivers::{Owner, Plan, Ready, Volume};
 use crate::policy::{self, Allowed, Asker, Create};
-use crate::world::{Store, World};
+use crate::world::World;
 
 /// How long all slow work before the freeze may take.
 const PREPARE_LIMIT: Duration = Duration::from_secs(60);
 /// How long a guest waits, not frozen, for others to finish.
 const ADMISSION_LIMIT: Duration = Duration::from_secs(30);
-/// How much longer than its allowance a cut is waited for: its guest has thawed by then, but what
-/// was cut must be known.
-const CUT_GRACE: Duration = Duration::from_secs(30);
-/// How long an undo may take.
-const ABANDON_LIMIT: Duration = Duration::from_secs(60);
 
 /// What `prepare` came to.
 pub enum Outcome {
@@ -48,37 +35,6 @@ pub enum Outcome {
     Existing(Box<SnapshotRecord>),
     /// A dry run: what would be done.
     Planned(Planned),
-}
-
-/// A snapshot that is ready to be cut.
-pub struct Operation {
-    common: Common,
-    ticket: Ticket,
-    lease_ends: Instant,
-    parts: Vec<Part<Box<dyn Ready>>>,
-}
-
-/// A snapshot that was cut.
-pub struct CutOperation {
-    common: Common,
-    ticket: Ticket,
-    cut: CutEvidence,
-    cut_ended: Instant,
-    parts: Vec<Part<Box<dyn CutSet>>>,
-}
-
-/// What one snapshot carries from its first step to its last.
-pub(super) struct Common {
-    pub(super) service: Arc<Service>,
-    pub(super) draft: SnapshotRecord,
-    pub(super) _claim: Claim,
-    pub(super) _admitted: Option<OwnedSemaphorePermit>,
-}
-
-/// The disks of a snapshot that one store keeps.
-pub(super) struct Part<S> {
-    pub(super) store: Arc<Store>,
-    pub(super) stage: S,
 }
 
 impl Service {
@@ -99,9 +55,7 @@ impl Service {
             return existing(entry, &digest);
         }
 
-        let vm_uuid = vm.uuid;
-        let usage = self.catalog(move |catalog| catalog.usage(vm_uuid, now())).await?;
-        let allowed = policy::create(asker, vm, prepare, &usage)?;
+        let allowed = self.decide(asker, vm, prepare).await?;
         let world = self.world();
         self.prove_volumes(asker, &world, &allowed).await?;
         if prepare.dry_run {
@@ -117,11 +71,16 @@ impl Service {
             .expect("the semaphore is never closed");
 
         let draft = draft(id, &allowed, prepare, &world);
+        // What was decided a while ago is decided again with the intent: the same guest may have
+        // come in by several connections.
+        let beginning = self.beginning.lock().await;
+        self.decide(asker, vm, prepare).await?;
         let intent = draft.clone();
         match self.catalog(move |catalog| catalog.begin(&intent, &digest)).await? {
             Begun::Existing(entry) => return existing(*entry, &digest),
             Begun::New => {}
         }
+        drop(beginning);
         let mut common =
             Common { service: Arc::clone(self), draft, _claim: claim, _admitted: Some(admitted) };
         let parts = match common.prepare_parts(&world, &allowed).await {
@@ -141,61 +100,10 @@ impl Service {
         })))
     }
 
-    /// A snapshot of all disks of a machine whose guest has no agent: crash-consistent at best, and
-    /// only if that is what was asked for.
-    pub async fn create_without_agent(
-        self: &Arc<Self>,
-        vm: &Vm,
-        create: AgentCreate,
-        unreachable: WireError,
-    ) -> Result<Box<SnapshotRecord>, WireError> {
-        if create.minimum > Consistency::Crash {
-            let hint = "without an agent the host can only cut as a power cut would: --consistency crash";
-            return Err(WireError { hint: Line::lossy(hint), ..unreachable });
-        }
-        if !create.paths.is_empty() {
-            return Err(WireError::new(
-                ErrorCode::Unsupported,
-                format!(
-                    "{}, and without one the host does not know which disks hold a path",
-                    unreachable.message
-                ),
-            )
-            .hint("leave the paths out to take all disks"));
-        }
-        let disks: Vec<_> = vm
-            .disks
-            .iter()
-            .map(|disk| DiskRequest {
-                serial: disk.serial.clone(),
-                size_bytes: 0,
-                fingerprint: Fingerprint::empty(),
-            })
-            .collect();
-        let prepare = Prepare {
-            request: create.request,
-            disks: disks.try_into().expect("a machine has at most 64 disks"),
-            mounts: BoundedVec::empty(),
-            labels: create.labels,
-            note: create.note,
-            minimum: Consistency::Crash,
-            keep_for_s: create.keep_for_s,
-            lease_ms: 60_000,
-            dry_run: false,
-        };
-        let operation = match self.prepare(Asker::Admin, vm, &prepare).await? {
-            Outcome::Ready(operation) => operation,
-            Outcome::Existing(record) => return Ok(record),
-            Outcome::Planned(_) => unreachable!("no dry run was asked for"),
-        };
-        let lease = operation.lease_left();
-        let evidence = Evidence {
-            freeze: Freeze::NoAgent,
-            file_systems: BoundedVec::empty(),
-            hooks: BoundedVec::empty(),
-        };
-        let settling = operation.cut(lease).await?.conclude(Some((evidence, Timing::default()))).await?;
-        settling.finish().await
+    async fn decide(&self, asker: Asker, vm: &Vm, prepare: &Prepare) -> Result<Allowed<Create>, WireError> {
+        let vm_uuid = vm.uuid;
+        let usage = self.catalog(move |catalog| catalog.usage(vm_uuid, now())).await?;
+        policy::create(asker, vm, prepare, &usage)
     }
 
     /// Never cut the wrong volume: what the guest reads of each disk must be what the host reads of
@@ -349,10 +257,6 @@ fn draft(id: SnapshotId, allowed: &Allowed<Create>, prepare: &Prepare, world: &W
     }
 }
 
-fn driver_name(store: &Store) -> Name {
-    store.driver.name().parse().expect("a driver's name is a valid name")
-}
-
 impl Common {
     async fn prepare_parts(
         &self,
@@ -393,212 +297,4 @@ impl Common {
         }
         Ok(parts)
     }
-
-    /// Puts what the storage calls each disk's snapshot into the draft.
-    pub(super) fn name_disks<'a>(&mut self, parts: impl Iterator<Item = (&'a Store, &'a [VolumeSnapshot])>) {
-        name_disks(&mut self.draft, parts);
-    }
-
-    /// Nothing came of it and nothing is left on the storage.
-    async fn forget(&self) {
-        let id = self.draft.id;
-        // What can't be forgotten now is found by reconcile; the failure is in the log.
-        let _ = self.service.catalog(move |catalog| catalog.drop_intent(id)).await;
-    }
-}
-
-/// Puts what the storage calls each disk's snapshot into a record.
-pub(super) fn name_disks<'a>(
-    record: &mut SnapshotRecord,
-    parts: impl Iterator<Item = (&'a Store, &'a [VolumeSnapshot])>,
-) {
-    let disks: Vec<_> = parts
-        .flat_map(|(store, volumes)| volumes.iter().map(move |volume| (store, volume)))
-        .map(|(store, volume)| DiskRecord {
-            serial: volume.serial.clone(),
-            driver: driver_name(store),
-            handle: Handle::try_from(volume.handle.clone())
-                .unwrap_or_else(|_| "unprintable".parse().expect("a valid handle")),
-            size_bytes: volume.size_bytes,
-        })
-        .collect();
-    record.disks = disks.try_into().expect("no more volumes than disks were asked for");
-}
-
-fn log_undo(undone: Result<(), DriverError>) -> bool {
-    match undone {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::error!("undo a snapshot: {}; reconcile will try again", errors::chain(&error));
-            false
-        }
-    }
-}
-
-/// Undoes every part; `true` if nothing is left.
-async fn abandon<S: Send + 'static>(
-    parts: Vec<Part<S>>,
-    undo: impl Fn(S) -> Result<(), DriverError> + Copy + Send + 'static,
-) -> bool {
-    let mut clean = true;
-    for part in parts {
-        let undone =
-            blocking::bounded("undo a snapshot", ABANDON_LIMIT, move || undo(part.stage), drop).await;
-        clean &= log_undo(undone);
-    }
-    clean
-}
-
-impl Operation {
-    /// What the guest must show to go on.
-    pub fn prepared(&self) -> Prepared {
-        Prepared {
-            ticket: self.ticket,
-            id: self.common.draft.id,
-            lease_ms: u32::try_from(self.lease_left().as_millis()).unwrap_or(u32::MAX),
-        }
-    }
-
-    /// For how long the cut may still be asked for.
-    pub fn lease_left(&self) -> Duration {
-        self.lease_ends.saturating_duration_since(Instant::now())
-    }
-
-    /// Whether this is its ticket.
-    pub fn has_ticket(&self, ticket: Ticket) -> bool {
-        self.ticket == ticket
-    }
-
-    /// The guest gave up, or was never heard of again.
-    pub async fn abandon(self) {
-        if abandon(self.parts, |ready| ready.abandon()).await {
-            self.common.forget().await;
-        }
-    }
-
-    /// The atomic point. `within` is what is left of the guest's freeze.
-    pub async fn cut(self, within: Duration) -> Result<CutOperation, WireError> {
-        if self.lease_left().is_zero() {
-            let lease = WireError::new(
-                ErrorCode::LeaseExpired,
-                "the lease of this request ended before the cut was asked for; nothing was cut",
-            );
-            self.abandon().await;
-            return Err(
-                lease.hint("hooks and flushing took too long: raise --freeze-timeout or speed them up")
-            );
-        }
-        let began = Instant::now();
-        let Self { mut common, ticket, parts, .. } = self;
-        let cuts = cut_all(parts, began + within, within + CUT_GRACE).await;
-        let ended = Instant::now();
-        let took_us = micros(ended - began);
-        let mut done = Vec::new();
-        let mut failed = None;
-        for cut in cuts {
-            match cut {
-                Ok(part) => done.push(part),
-                Err(error) => failed = Some(error),
-            }
-        }
-        if let Some(error) = failed {
-            // A call that is still out may yet cut: only reconcile can tell when it is over.
-            let nothing_left = abandon(done, |cut: Box<dyn CutSet>| cut.abandon()).await;
-            if nothing_left && error.kind != Kind::DeadlinePassed {
-                common.forget().await;
-            }
-            return Err(errors::of_driver(common.draft.vm.as_str(), "cut the disks", &error));
-        }
-        common.draft.created_at = now();
-        let allowed_us = micros(within);
-        let cut = if took_us <= allowed_us {
-            CutEvidence::InTime { took_us }
-        } else {
-            CutEvidence::Late { took_us, allowed_us }
-        };
-        Ok(CutOperation { common, ticket, cut, cut_ended: ended, parts: done })
-    }
-}
-
-type CutPart = Result<Part<Box<dyn CutSet>>, DriverError>;
-
-/// Cuts the parts of all stores side by side.
-async fn cut_all(parts: Vec<Part<Box<dyn Ready>>>, deadline: Instant, limit: Duration) -> Vec<CutPart> {
-    let mut cuts = JoinSet::new();
-    for Part { store, stage } in parts {
-        cuts.spawn(async move {
-            let cut = blocking::bounded(
-                "cut the disks",
-                limit,
-                move || stage.cut(deadline),
-                |cut: Box<dyn CutSet>| {
-                    log_undo(cut.abandon());
-                },
-            );
-            cut.await.map(|stage| Part { store, stage })
-        });
-    }
-    cuts.join_all().await
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-impl CutOperation {
-    /// Whether this is its ticket.
-    pub fn has_ticket(&self, ticket: Ticket) -> bool {
-        self.ticket == ticket
-    }
-
-    /// What the guest reads while it is frozen.
-    pub fn done(&self) -> protocol::message::CutDone {
-        let took_us = match self.cut {
-            CutEvidence::InTime { took_us } | CutEvidence::Late { took_us, .. } => took_us,
-            CutEvidence::Unknown => 0,
-        };
-        protocol::message::CutDone { ticket: self.ticket, took_us }
-    }
-
-    /// Decides what may be claimed and lets the storage settle. `evidence` is `None` where the
-    /// guest was not heard of again.
-    pub async fn conclude(self, evidence: Option<(Evidence, Timing)>) -> Result<Settling, WireError> {
-        let Self { mut common, cut, cut_ended, parts, .. } = self;
-        let record = &mut common.draft;
-        match evidence {
-            Some((evidence, timing)) => {
-                let verdict = judge(&evidence, cut);
-                record.consistency = verdict.consistency;
-                record.consistency_reason = verdict.reason;
-                record.timing = timing;
-                record.evidence = Some(evidence);
-                record.cut = cut;
-            }
-            None => {
-                record.consistency = Consistency::Crash;
-                record.consistency_reason =
-                    Line::lossy("the guest's agent was not heard of again after the cut");
-                record.cut = CutEvidence::Unknown;
-            }
-        }
-        if record.consistency < record.minimum {
-            let error = below_minimum(record);
-            if abandon(parts, |cut| cut.abandon()).await {
-                common.forget().await;
-            }
-            return Err(error);
-        }
-        settle::start(common, parts, cut_ended).await
-    }
-}
-
-fn below_minimum(record: &SnapshotRecord) -> WireError {
-    WireError::new(
-        ErrorCode::ConsistencyNotReached,
-        format!(
-            "only {} consistency was reached where at least {} was asked for, and the snapshot was not kept: {}",
-            record.consistency, record.minimum, record.consistency_reason
-        ),
-    )
-    .hint(format!("try again, or accept less: --consistency {}", record.consistency))
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::message::DeleteOutcome;
+use protocol::record::State;
 use protocol::{ErrorCode, SnapshotRecord, WireError};
 
 use super::{Service, blocking, errors, now};
+use crate::catalog::Phase;
 use crate::drivers::{Deleted, Owner};
 use crate::policy::{self, Allowed, Delete};
 
@@ -26,14 +28,27 @@ impl Service {
         if !self.catalog(move |catalog| catalog.begin_delete(id)).await? {
             return Ok(DeleteOutcome::WasAbsent);
         }
-        self.remove_everywhere(&record).await?;
+        let mut removed = false;
+        if let Err(error) = self.remove_everywhere(&record, &mut removed).await {
+            // What is in use stays as it was, and stays in the list.
+            if error.code == ErrorCode::Busy && !removed {
+                let phase = if record.state == State::Failed { Phase::Failed } else { Phase::Ready };
+                self.catalog(move |catalog| catalog.cancel_delete(id, phase)).await?;
+            }
+            return Err(error);
+        }
         self.catalog(move |catalog| catalog.remove(id)).await?;
         Ok(DeleteOutcome::Gone)
     }
 
     /// Removes a snapshot from every store: it may have parts in several, also in one that the
     /// configuration no longer gives to its machine.
-    pub(super) async fn remove_everywhere(&self, record: &SnapshotRecord) -> Result<(), WireError> {
+    /// `removed` says whether some part is gone, also after a failure.
+    pub(super) async fn remove_everywhere(
+        &self,
+        record: &SnapshotRecord,
+        removed: &mut bool,
+    ) -> Result<(), WireError> {
         let owner = Owner { vm: record.vm_uuid, snapshot: record.id };
         for store in self.world().stores() {
             let store = Arc::clone(store);
@@ -41,7 +56,8 @@ impl Service {
             let deleted =
                 blocking::bounded(&doing, DELETE_LIMIT, move || store.driver.delete(owner), drop).await;
             match deleted {
-                Ok(Deleted::Gone | Deleted::WasAbsent) => {}
+                Ok(Deleted::Gone) => *removed = true,
+                Ok(Deleted::WasAbsent) => {}
                 Err(error) => return Err(errors::of_driver(record.vm.as_str(), &doing, &error)),
             }
         }

@@ -14,8 +14,9 @@ use protocol::text::Line;
 use protocol::{Consistency, SnapshotId, SnapshotRecord, WireError};
 use serde::{Deserialize, Serialize};
 
-use super::create::{Common, Part, digest_of_record, name_disks};
+use super::create::digest_of_record;
 use super::in_flight::Claim;
+use super::operation::{Common, Part, name_disks};
 use super::{Service, blocking, errors, manifest, settle};
 use crate::catalog::{Begun, Entry, Phase};
 use crate::drivers::{CutSet, Found, Owner, Recovered, Volume};
@@ -143,7 +144,7 @@ impl Service {
         let id = entry.record.id;
         match entry.phase {
             Phase::Ready | Phase::Failed => {}
-            Phase::Deleting => match self.remove_everywhere(&entry.record).await {
+            Phase::Deleting => match self.remove_everywhere(&entry.record, &mut false).await {
                 Ok(()) => self.forget_cleaned(id, report).await,
                 Err(error) => report.problems.push(format!("{id}: {}", error.message)),
             },
@@ -203,7 +204,7 @@ impl Service {
             }
         }
         if whole > 0
-            && let Err(error) = self.remove_everywhere(record).await
+            && let Err(error) = self.remove_everywhere(record, &mut false).await
         {
             return report.problems.push(format!("{id}: {}", error.message));
         }

@@ -9,7 +9,7 @@ use protocol::record::State;
 use protocol::{ErrorCode, SnapshotRecord, WireError};
 use tokio::sync::watch;
 
-use super::create::{Common, Part};
+use super::operation::{Common, Part};
 use super::{errors, manifest};
 use crate::catalog::Phase;
 use crate::drivers::{self, Continue, CutSet, DriverError, Kind};

@@ -1,0 +1,98 @@
+//! A snapshot of a machine whose guest has no agent: the host cuts alone, as a power cut would.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use protocol::agent::AgentCreate;
+use protocol::evidence::Freeze;
+use protocol::fingerprint::Fingerprint;
+use protocol::message::{DiskRequest, Prepare};
+use protocol::record::Timing;
+use protocol::text::Line;
+use protocol::{BoundedVec, Consistency, ErrorCode, Evidence, SnapshotRecord, WireError};
+
+use super::{Outcome, Service};
+use crate::audit::{Decision, Event};
+use crate::config::Vm;
+use crate::policy::Asker;
+
+impl Service {
+    /// A snapshot of all disks of a machine whose guest has no agent: crash-consistent at best, and
+    /// only if that is what was asked for.
+    pub async fn create_without_agent(
+        self: &Arc<Self>,
+        vm: &Vm,
+        create: AgentCreate,
+        unreachable: WireError,
+    ) -> Result<Box<SnapshotRecord>, WireError> {
+        let began = Instant::now();
+        let outcome = self.cut_alone(vm, create, unreachable).await;
+        self.audit().note(&Event {
+            verb: "create",
+            vm: Some(&vm.name),
+            vm_uuid: Some(vm.uuid),
+            peer: "control",
+            disks: vm.disks.iter().map(|disk| disk.serial.clone()).collect(),
+            snapshot: outcome.as_ref().ok().map(|record| record.id),
+            decision: outcome.as_ref().map_or_else(|error| Decision::of(error.code), |_| Decision::Done),
+            error: outcome.as_ref().err(),
+            took: began.elapsed(),
+        });
+        outcome
+    }
+
+    async fn cut_alone(
+        self: &Arc<Self>,
+        vm: &Vm,
+        create: AgentCreate,
+        unreachable: WireError,
+    ) -> Result<Box<SnapshotRecord>, WireError> {
+        if create.minimum > Consistency::Crash {
+            let hint = "without an agent the host can only cut as a power cut would: --consistency crash";
+            return Err(WireError { hint: Line::lossy(hint), ..unreachable });
+        }
+        if !create.paths.is_empty() {
+            return Err(WireError::new(
+                ErrorCode::Unsupported,
+                format!(
+                    "{}, and without one the host does not know which disks hold a path",
+                    unreachable.message
+                ),
+            )
+            .hint("leave the paths out to take all disks"));
+        }
+        let disks: Vec<_> = vm
+            .disks
+            .iter()
+            .map(|disk| DiskRequest {
+                serial: disk.serial.clone(),
+                size_bytes: 0,
+                fingerprint: Fingerprint::empty(),
+            })
+            .collect();
+        let prepare = Prepare {
+            request: create.request,
+            disks: disks.try_into().expect("a machine has at most 64 disks"),
+            mounts: BoundedVec::empty(),
+            labels: create.labels,
+            note: create.note,
+            minimum: Consistency::Crash,
+            keep_for_s: create.keep_for_s,
+            lease_ms: 60_000,
+            dry_run: false,
+        };
+        let operation = match self.prepare(Asker::Admin, vm, &prepare).await? {
+            Outcome::Ready(operation) => operation,
+            Outcome::Existing(record) => return Ok(record),
+            Outcome::Planned(_) => unreachable!("no dry run was asked for"),
+        };
+        let lease = operation.lease_left();
+        let evidence = Evidence {
+            freeze: Freeze::NoAgent,
+            file_systems: BoundedVec::empty(),
+            hooks: BoundedVec::empty(),
+        };
+        let settling = operation.cut(lease).await?.conclude(Some((evidence, Timing::default()))).await?;
+        settling.finish().await
+    }
+}
