@@ -68,7 +68,7 @@ async fn serve(config_path: &Path, inherited: Inherited) -> Result<()> {
     }
     listeners.follow(&config);
     let control = match inherited.unix {
-        Some(listener) => listener,
+        Some(listener) => UnixListener::from_std(listener).context("take over the control socket")?,
         None => control::bind(&config.service.control_socket).with_context(|| {
             format!("listen on the control socket {}", config.service.control_socket.display())
         })?,
@@ -176,7 +176,8 @@ pub(crate) fn lock(state_dir: &Path) -> Result<File> {
 #[derive(Default)]
 struct Inherited {
     vsock: Option<OwnedFd>,
-    unix: Option<UnixListener>,
+    /// Becomes tokio's once its runtime runs.
+    unix: Option<std::os::unix::net::UnixListener>,
 }
 
 impl Inherited {
@@ -191,7 +192,7 @@ impl Inherited {
                 AddressFamily::UNIX => {
                     let listener = std::os::unix::net::UnixListener::from(fd);
                     listener.set_nonblocking(true)?;
-                    inherited.unix = Some(UnixListener::from_std(listener)?);
+                    inherited.unix = Some(listener);
                 }
                 AddressFamily::VSOCK => inherited.vsock = Some(fd),
                 other => bail!("the service manager passed a socket of the family {other:?}"),
