@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use protocol::args::{duration, label};
 use protocol::record::State;
 use protocol::text::{LabelKey, LabelValue, Note, SnapshotRef};
 use protocol::{Consistency, DiskSerial, RequestId};
@@ -133,23 +134,6 @@ pub struct Create {
     /// Do not wait until the snapshot is durable and whole
     #[arg(long)]
     pub no_wait: bool,
-}
-
-fn label(text: &str) -> Result<(LabelKey, LabelValue), String> {
-    let (key, value) = text.split_once('=').ok_or("write a label as KEY=VALUE")?;
-    let key = key.parse().map_err(|error: protocol::text::TextError| error.to_string())?;
-    let value = value.parse().map_err(|error: protocol::text::TextError| error.to_string())?;
-    Ok((key, value))
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    // Days are always 24 hours here: what is measured is time, not the calendar.
-    let span: jiff::Span =
-        text.parse().map_err(|_| format!("{text:?} is not a duration; write 10s, 5m or 7d"))?;
-    let total = span
-        .to_duration(jiff::SpanRelativeTo::days_are_24_hours())
-        .map_err(|error| format!("{text:?}: {error}"))?;
-    Duration::try_from(total).map_err(|_| format!("{text:?} is negative"))
 }
 
 fn freeze_timeout(text: &str) -> Result<Duration, String> {

@@ -2,7 +2,6 @@
 
 mod print;
 
-use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,7 +9,7 @@ use std::process::ExitCode;
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::message::List;
 use protocol::record::State;
-use protocol::text::{LabelKey, LabelValue, Labels, SnapshotRef};
+use protocol::text::SnapshotRef;
 use protocol::{ErrorCode, RequestId, WireError};
 use serde_json::json;
 
@@ -39,8 +38,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode, WireError> {
     match command {
         Command::Create(create) => take(create, host, json)?,
         Command::List { labels, disk, state } => {
-            let filter =
-                List { labels: labels_of(labels)?, disk, state: state.map(State::from), ..List::default() };
+            let filter = List {
+                labels: protocol::args::labels(labels)?,
+                disk,
+                state: state.map(State::from),
+                ..List::default()
+            };
             list(&host, &filter, json)?;
         }
         Command::Show { snapshot } => {
@@ -69,7 +72,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, WireError> {
 fn take(create: Create, host: HostAddress, json: bool) -> Result<(), WireError> {
     let options = Options {
         paths: create.paths,
-        labels: labels_of(create.labels)?,
+        labels: protocol::args::labels(create.labels)?,
         note: create.note,
         minimum: create.consistency,
         keep_for: create.keep_for,
@@ -110,11 +113,6 @@ fn progress_bar() -> ProgressBar {
     }
     let style = ProgressStyle::with_template("settling {bar:30} {bytes}/{total_bytes} {eta}");
     ProgressBar::new(0).with_style(style.expect("a valid template"))
-}
-
-fn labels_of(labels: Vec<(LabelKey, LabelValue)>) -> Result<Labels, WireError> {
-    let map: BTreeMap<_, _> = labels.into_iter().collect();
-    Labels::try_from(map).map_err(|error| WireError::new(ErrorCode::BadRequest, error.to_string()))
 }
 
 fn list(host: &HostAddress, filter: &List, json: bool) -> Result<(), WireError> {

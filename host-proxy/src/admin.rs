@@ -1,6 +1,5 @@
 //! The administrator's command line: asks the running service and prints what it says.
 
-use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -9,7 +8,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::agent::AgentCreate;
 use protocol::message::{DeleteOutcome, List};
-use protocol::text::{LabelKey, LabelValue, Labels, MountPath, Name};
+use protocol::text::{LabelKey, LabelValue, MountPath, Name};
 use protocol::view::SnapshotView;
 use protocol::{ErrorCode, RequestId, SnapshotRecord, WireError};
 use serde::Serialize;
@@ -119,7 +118,7 @@ async fn dispatch(command: Command) -> Result<(), WireError> {
 }
 
 async fn list(ask: &Ask, vm: Option<Name>, labels: Vec<(LabelKey, LabelValue)>) -> Result<(), WireError> {
-    let labels = labels_of(labels)?;
+    let labels = protocol::args::labels(labels)?;
     let mut records: Vec<SnapshotRecord> = Vec::new();
     let mut after = None;
     loop {
@@ -150,7 +149,7 @@ async fn create_one(ask: &Ask, create: Create) -> Result<Box<SnapshotRecord>, Wi
     let request = AgentCreate {
         request: create.request_id.unwrap_or_else(RequestId::random),
         paths: paths.try_into().map_err(|error: protocol::bounded::TooMany| usage(error.to_string()))?,
-        labels: labels_of(create.labels)?,
+        labels: protocol::args::labels(create.labels)?,
         note: create.note,
         minimum: create.consistency,
         keep_for_s: create.keep_for.map(|time| time.as_secs()),
@@ -182,11 +181,6 @@ fn progress_bar() -> ProgressBar {
     }
     let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {eta}");
     ProgressBar::new(0).with_style(style.expect("a valid template"))
-}
-
-fn labels_of(labels: Vec<(LabelKey, LabelValue)>) -> Result<Labels, WireError> {
-    let map: BTreeMap<_, _> = labels.into_iter().collect();
-    Labels::try_from(map).map_err(|error| WireError::new(ErrorCode::BadRequest, error.to_string()))
 }
 
 async fn connect(path: &Path) -> Result<UnixStream, WireError> {

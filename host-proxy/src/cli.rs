@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use protocol::args::{duration, label};
 use protocol::text::{LabelKey, LabelValue, Name, Note, SnapshotRef};
 use protocol::{Consistency, RequestId};
 
@@ -178,23 +179,6 @@ pub struct Create {
     pub request_id: Option<RequestId>,
 }
 
-fn label(text: &str) -> Result<(LabelKey, LabelValue), String> {
-    let (key, value) = text.split_once('=').ok_or("write a label as KEY=VALUE")?;
-    let key = key.parse().map_err(|error: protocol::text::TextError| error.to_string())?;
-    let value = value.parse().map_err(|error: protocol::text::TextError| error.to_string())?;
-    Ok((key, value))
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    // Days are always 24 hours here: what is measured is time, not the calendar.
-    let span: jiff::Span =
-        text.parse().map_err(|_| format!("{text:?} is not a duration; write 10s, 5m or 7d"))?;
-    let total = span
-        .to_duration(jiff::SpanRelativeTo::days_are_24_hours())
-        .map_err(|error| format!("{text:?}: {error}"))?;
-    Duration::try_from(total).map_err(|_| format!("{text:?} is negative"))
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -204,13 +188,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn durations_have_units() {
-        assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 86400)));
-        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
-        assert!(duration("10").is_err());
-        assert!(duration("-1s").is_err());
     }
 }

@@ -10,11 +10,13 @@
 //! | [`ids`], [`text`], [`bounded`] | newtypes that keep their own rule |
 //! | [`fingerprint`] | what a disk's first bytes say it is |
 //! | [`codec`], [`frame`] | values to bytes and back, with limits; the only place that knows bincode |
+//! | [`args`] | values as both command lines read them |
 //! | [`view`] | the JSON and the text that both command lines print |
 //!
 //! The bytes are specified in `docs/protocol.md`.
 
 pub mod agent;
+pub mod args;
 pub mod bounded;
 pub mod codec;
 pub mod error;
