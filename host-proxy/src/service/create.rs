@@ -47,13 +47,18 @@ impl Service {
     ) -> Result<Outcome, WireError> {
         let id = SnapshotId::derive(vm.uuid, prepare.request);
         let digest = digest(prepare);
-        let Some(claim) = self.in_flight.claim(id) else {
-            return Err(WireError::new(ErrorCode::Busy, "this request is being worked on already")
-                .hint("repeat it in a moment, with the same request id"));
+        let claim = self.in_flight.claim(id);
+        let entry = self.catalog(move |catalog| catalog.get(id)).await?;
+        let claim = match (claim, entry) {
+            // Concluded: whoever still settles it need not be waited for.
+            (_, Some(entry)) if entry.phase == Phase::Settling => return existing(entry, &digest),
+            (Some(_), Some(entry)) => return existing(entry, &digest),
+            (Some(claim), None) => claim,
+            (None, _) => {
+                return Err(WireError::new(ErrorCode::Busy, "this request is being worked on already")
+                    .hint("repeat it in a moment, with the same request id"));
+            }
         };
-        if let Some(entry) = self.catalog(move |catalog| catalog.get(id)).await? {
-            return existing(entry, &digest);
-        }
 
         let allowed = self.decide(asker, vm, prepare).await?;
         let world = self.world();
