@@ -10,7 +10,7 @@ use harness::vm::{Plan, Vm};
 use harness::wait::wait_until;
 
 /// The guest in the guest boots under emulation of emulation.
-const NESTED_LIMIT: Duration = Duration::from_secs(600);
+const NESTED_LIMIT: Duration = Duration::from_secs(1500);
 
 fn serve(vm: &Vm, config: &str) {
     vm.guest.sh(&format!("mkdir -p /run/store && cat > /run/hostsnapd.toml <<'END'\n{config}\nEND\n"));
