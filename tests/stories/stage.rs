@@ -132,6 +132,21 @@ impl<'a> Writer<'a> {
 pub(crate) fn records_in(image: &Path, file: &str) -> u64 {
     let header = loopfs::run(Command::new("dumpe2fs").arg("-h").arg(image));
     assert!(!header.contains("needs_recovery"), "the journal was not empty:\n{header}");
+    count_records(image, file)
+}
+
+/// As `records_in`, of a crash-consistent image: its journal is replayed first, in a copy.
+pub(crate) fn records_after_recovery(image: &Path, file: &str) -> u64 {
+    let folder = tempfile::tempdir().expect("a folder");
+    let copy = folder.path().join("copy");
+    std::fs::copy(image, &copy).expect("a copy");
+    // 1: errors were corrected (e2fsck(8)); replaying the journal is no error, or that one.
+    let checked = Command::new("e2fsck").arg("-fy").arg(&copy).output().expect("e2fsck");
+    assert!(matches!(checked.status.code(), Some(0 | 1)), "{checked:?}");
+    count_records(&copy, file)
+}
+
+fn count_records(image: &Path, file: &str) -> u64 {
     loopfs::run(Command::new("e2fsck").arg("-fn").arg(image));
     let folder = tempfile::tempdir().expect("a folder");
     loopfs::run(Command::new("mount").args(["-o", "ro,loop,noload"]).arg(image).arg(folder.path()));
