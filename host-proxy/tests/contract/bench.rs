@@ -1,0 +1,191 @@
+//! Real storage for the contract: image files on XFS and btrfs, and a QEMU that has disks but runs
+//! no guest.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use harness::loopfs::{Kind, LoopFs};
+use harness::process::Process;
+use host_proxy::drivers::{Driver, Format, Volume, btrfs::Btrfs, qemu::Qemu, reflink::Reflink};
+use host_proxy::vmm::qmp::Qmp;
+use serde_json::json;
+
+pub(crate) const DISK_BYTES: u64 = 8 << 20;
+
+/// Where a driver is tried.
+pub(crate) trait Bench {
+    /// A fresh instance, as after a restart.
+    fn driver(&self) -> Box<dyn Driver>;
+    /// Its disks.
+    fn volumes(&self) -> Vec<Volume>;
+    /// Its store's folder.
+    fn store(&self) -> PathBuf;
+    /// Writes this byte at the beginning of a disk, as its guest would.
+    fn write(&self, volume: &Volume, byte: u8);
+    /// Leaves no room in the store, as long as what is returned lives; `None` where the store shares
+    /// what it snapshots, so that it has no such limit of its own.
+    fn fill(&self) -> Option<Filler>;
+}
+
+/// A file that takes all room.
+pub(crate) struct Filler(PathBuf);
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+pub(crate) fn volume(path: &Path, serial: &str, qmp: Option<PathBuf>) -> Volume {
+    Volume { serial: serial.parse().unwrap(), path: path.to_owned(), format: Format::Raw, qmp }
+}
+
+fn image(folder: &Path, name: &str) -> PathBuf {
+    let path = folder.join(format!("{name}.img"));
+    let file = File::create(&path).unwrap();
+    file.set_len(DISK_BYTES).unwrap();
+    path
+}
+
+/// Image files.
+pub(crate) struct Files {
+    fs: LoopFs,
+    make: fn(PathBuf) -> Box<dyn Driver>,
+    volumes: Vec<Volume>,
+}
+
+impl Files {
+    pub(crate) fn reflink() -> Self {
+        Self::on(Kind::Xfs, |path| Box::new(Reflink::new(path).unwrap()))
+    }
+
+    pub(crate) fn btrfs() -> Self {
+        Self::on(Kind::Btrfs, |path| Box::new(Btrfs::new(path).unwrap()))
+    }
+
+    fn on(kind: Kind, make: fn(PathBuf) -> Box<dyn Driver>) -> Self {
+        let fs = LoopFs::new(kind, 400);
+        let volumes = ["one", "../two"]
+            .iter()
+            .enumerate()
+            .map(|(n, serial)| volume(&image(&fs.path(), &format!("disk{n}")), serial, None));
+        let volumes = volumes.collect();
+        Self { fs, make, volumes }
+    }
+}
+
+impl Bench for Files {
+    fn driver(&self) -> Box<dyn Driver> {
+        (self.make)(self.fs.path())
+    }
+
+    fn volumes(&self) -> Vec<Volume> {
+        self.volumes.clone()
+    }
+
+    fn store(&self) -> PathBuf {
+        self.fs.path()
+    }
+
+    fn write(&self, volume: &Volume, byte: u8) {
+        let file = File::options().write(true).open(&volume.path).unwrap();
+        file.write_all_at(&[byte; 1 << 20], 0).unwrap();
+        file.sync_all().unwrap();
+    }
+
+    fn fill(&self) -> Option<Filler> {
+        None
+    }
+}
+
+/// QEMU with two disks, stopped before its first instruction.
+pub(crate) struct PausedQemu {
+    process: Process,
+    folder: tempfile::TempDir,
+    store: LoopFs,
+    volumes: Vec<Volume>,
+    /// The second monitor: writes as a guest would.
+    hand: Mutex<Qmp>,
+}
+
+impl PausedQemu {
+    pub(crate) fn start() -> Self {
+        let folder = tempfile::Builder::new().prefix("hsq-").tempdir_in("/tmp").unwrap();
+        let store = LoopFs::new(Kind::Ext4, 64);
+        let at = |name: &str| folder.path().join(name);
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-nographic",
+            "-S",
+            "-machine",
+            "q35",
+            "-accel",
+            "tcg",
+        ]);
+        for name in ["qmp", "hand"] {
+            command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", at(name).display()));
+        }
+        let mut volumes = Vec::new();
+        for serial in ["one", "two"] {
+            let path = image(folder.path(), serial);
+            command.arg("-blockdev").arg(format!(
+                "driver=raw,node-name={serial},file.driver=file,file.filename={}",
+                path.display()
+            ));
+            command
+                .arg("-device")
+                .arg(format!("virtio-blk-pci,drive={serial},serial={serial},id=dev-{serial}"));
+            volumes.push(volume(&path, serial, Some(at("qmp"))));
+        }
+        let mut process = Process::start(&mut command, &at("log"));
+        harness::wait::wait_until("QEMU's monitors", Duration::from_secs(60), || {
+            process.must_live();
+            ["qmp", "hand"].iter().all(|name| std::os::unix::net::UnixStream::connect(at(name)).is_ok())
+        });
+        let hand = Mutex::new(Qmp::connect(&at("hand"), Duration::from_secs(20)).unwrap());
+        Self { process, store, volumes, hand, folder }
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+        let _ = fs::remove_file(self.folder.path().join("qmp"));
+    }
+}
+
+impl Bench for PausedQemu {
+    fn driver(&self) -> Box<dyn Driver> {
+        Box::new(Qemu::new(self.store.path()).unwrap())
+    }
+
+    fn volumes(&self) -> Vec<Volume> {
+        self.volumes.clone()
+    }
+
+    fn store(&self) -> PathBuf {
+        self.store.path()
+    }
+
+    fn write(&self, volume: &Volume, byte: u8) {
+        let device = format!("/machine/peripheral/dev-{}/virtio-backend", volume.serial);
+        let line = format!("qemu-io -d {device} \"write -P {byte} 0 1M\"");
+        let arguments = json!({ "command-line": line });
+        let mut hand = self.hand.lock().unwrap();
+        let said = hand.execute("human-monitor-command", arguments, Duration::from_secs(20)).unwrap();
+        assert_eq!(said, "", "QEMU complains");
+    }
+
+    fn fill(&self) -> Option<Filler> {
+        let path = self.store.path().join("filler");
+        let file = File::create(&path).unwrap();
+        let room = self.driver().free_bytes().unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, room.saturating_sub(4 << 20))
+            .unwrap();
+        Some(Filler(path))
+    }
+}

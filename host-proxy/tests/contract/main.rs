@@ -1,0 +1,272 @@
+//! What every driver promises, on real storage: `contract()` is run against each.
+
+mod bench;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use bench::{Bench, DISK_BYTES, Files, PausedQemu};
+use harness::loopfs::{self, Kind as Fs, LoopFs};
+use host_proxy::drivers::{
+    Continue, CutSet, Deleted, Driver, DriverError, Found, Kind, Owner, Plan, Ready, Recovered, Volume,
+};
+use protocol::{RequestId, SnapshotId, VmUuid};
+
+#[test]
+fn reflink_keeps_the_contract() {
+    contract(&Files::reflink());
+}
+
+#[test]
+fn btrfs_keeps_the_contract() {
+    contract(&Files::btrfs());
+}
+
+#[test]
+fn qemu_keeps_the_contract() {
+    contract(&PausedQemu::start());
+}
+
+/// The whole of it.
+fn contract(bench: &dyn Bench) {
+    what_is_cut_is_what_was_there_and_nothing_later(bench);
+    a_repeat_finds_what_is_there(bench);
+    only_ours_is_listed_and_foreign_files_stay(bench);
+    what_is_deleted_twice_was_absent(bench);
+    what_is_in_use_is_busy(bench);
+    what_is_not_there_can_not_be_snapshot(bench);
+    after_the_deadline_nothing_is_begun_and_nothing_left(bench);
+    what_is_abandoned_leaves_nothing(bench);
+    what_a_crash_leaves_is_recovered(bench);
+    a_full_store_is_told_and_left_as_it_was(bench);
+    assert_eq!(bench.driver().list().unwrap(), [], "the contract leaves nothing behind");
+}
+
+fn owner() -> Owner {
+    let vm: VmUuid = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01".parse().unwrap();
+    Owner { vm, snapshot: SnapshotId::derive(vm, RequestId::random()) }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+fn plan(owner: Owner, volumes: &[Volume]) -> Plan {
+    Plan { owner, volumes: volumes.to_vec(), manifest: b"intent".to_vec() }
+}
+
+fn prepare(bench: &dyn Bench, owner: Owner) -> Box<dyn Ready> {
+    bench.driver().prepare(&plan(owner, &bench.volumes()), soon()).unwrap()
+}
+
+fn settle(cut: &mut dyn CutSet) -> Result<(), DriverError> {
+    let mut last = 0;
+    cut.settle(&mut |progress| {
+        assert!(progress.done_bytes >= last, "progress goes back");
+        last = progress.done_bytes;
+        Continue::Yes
+    })
+}
+
+fn take(bench: &dyn Bench) -> Owner {
+    let owner = owner();
+    let mut cut = prepare(bench, owner).cut(soon()).unwrap();
+    settle(&mut *cut).unwrap();
+    cut.seal(b"final").unwrap();
+    owner
+}
+
+fn delete(bench: &dyn Bench, owner: Owner) {
+    assert_eq!(bench.driver().delete(owner).unwrap(), Deleted::Gone);
+}
+
+/// The first byte of a disk in a snapshot.
+fn first_byte(bench: &dyn Bench, owner: Owner, volume: &Volume) -> u8 {
+    let driver = bench.driver();
+    let exposed = driver.expose().expect("it can show").expose(owner, &volume.serial).unwrap();
+    let file = fs::File::open(&exposed.path).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), DISK_BYTES);
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 0).unwrap();
+    byte[0]
+}
+
+fn what_is_cut_is_what_was_there_and_nothing_later(bench: &dyn Bench) {
+    let owner = owner();
+    let volumes = bench.volumes();
+    for volume in &volumes {
+        assert_eq!(bench.driver().check(volume).unwrap().size_bytes, DISK_BYTES);
+        bench.write(volume, 0x11);
+    }
+    assert_eq!(bench.driver().read_head(&volumes[0], 4096).unwrap()[..2], [0x11; 2]);
+    let ready = prepare(bench, owner);
+    let promised = ready.volumes().to_vec();
+    for volume in &volumes {
+        bench.write(volume, 0x22);
+    }
+    let mut cut = ready.cut(soon()).unwrap();
+    for volume in &volumes {
+        bench.write(volume, 0x33);
+    }
+    assert_eq!(cut.volumes(), promised);
+    settle(&mut *cut).unwrap();
+    cut.seal(b"final").unwrap();
+    for volume in &volumes {
+        assert_eq!(first_byte(bench, owner, volume), 0x22, "{}", volume.serial);
+        assert!(promised.iter().any(|one| one.serial == volume.serial && one.size_bytes == DISK_BYTES));
+    }
+    let found = Found { owner, whole: true, manifest: Some(b"final".to_vec()) };
+    assert_eq!(bench.driver().list().unwrap(), [found]);
+    delete(bench, owner);
+}
+
+fn a_repeat_finds_what_is_there(bench: &dyn Bench) {
+    let owner = take(bench);
+    let again = bench.driver().prepare(&plan(owner, &bench.volumes()), soon()).err().expect("a second one");
+    assert_eq!(again.kind, Kind::Exists, "{again}");
+    assert!(matches!(bench.driver().recover(owner, &bench.volumes()).unwrap(), Recovered::Whole));
+    delete(bench, owner);
+}
+
+fn only_ours_is_listed_and_foreign_files_stay(bench: &dyn Bench) {
+    let owner = take(bench);
+    let foreign = bench.store().join("somebody-elses");
+    fs::write(&foreign, b"file").unwrap();
+    let inside = bench.store().join(".hostsnap/lost+found");
+    fs::create_dir(&inside).unwrap();
+    assert_eq!(bench.driver().list().unwrap().len(), 1);
+    delete(bench, owner);
+    assert_eq!(fs::read(&foreign).unwrap(), b"file");
+    assert!(inside.is_dir());
+    fs::remove_file(foreign).unwrap();
+    fs::remove_dir(inside).unwrap();
+}
+
+fn what_is_deleted_twice_was_absent(bench: &dyn Bench) {
+    let owner = take(bench);
+    delete(bench, owner);
+    assert_eq!(bench.driver().delete(owner).unwrap(), Deleted::WasAbsent);
+    assert!(matches!(bench.driver().recover(owner, &bench.volumes()).unwrap(), Recovered::Nothing));
+}
+
+fn what_is_in_use_is_busy(bench: &dyn Bench) {
+    let owner = take(bench);
+    let driver = bench.driver();
+    let exposed = driver.expose().unwrap().expose(owner, &bench.volumes()[0].serial).unwrap();
+    let device = loopfs::run(
+        std::process::Command::new("losetup").args(["--find", "--show", "--read-only"]).arg(&exposed.path),
+    );
+    let refused = driver.delete(owner).expect_err("it is in use");
+    assert_eq!(refused.kind, Kind::Busy, "{refused}");
+    assert_eq!(driver.list().unwrap().len(), 1);
+    loopfs::run(std::process::Command::new("losetup").arg("-d").arg(device.trim()));
+    // The kernel lets go of a loop device a moment after its last user.
+    harness::wait::wait_until("it is deleted", Duration::from_secs(30), || driver.delete(owner).is_ok());
+}
+
+fn what_is_not_there_can_not_be_snapshot(bench: &dyn Bench) {
+    let absent = Volume {
+        path: bench.store().join("absent.img"),
+        serial: "absent".parse().unwrap(),
+        ..bench.volumes()[0].clone()
+    };
+    let error = bench.driver().check(&absent).expect_err("there is no such disk");
+    assert_eq!(error.kind, Kind::NotFound, "{error}");
+    assert!(bench.driver().prepare(&plan(owner(), &[absent]), soon()).is_err());
+    assert_eq!(bench.driver().list().unwrap(), []);
+}
+
+fn after_the_deadline_nothing_is_begun_and_nothing_left(bench: &dyn Bench) {
+    let error = prepare(bench, owner()).cut(Instant::now()).err().expect("it is too late");
+    assert_eq!(error.kind, Kind::DeadlinePassed, "{error}");
+    assert!(error.undo_failed.is_none(), "{error}");
+    assert_eq!(bench.driver().list().unwrap(), []);
+}
+
+fn what_is_abandoned_leaves_nothing(bench: &dyn Bench) {
+    prepare(bench, owner()).abandon().unwrap();
+    assert_eq!(bench.driver().list().unwrap(), []);
+    prepare(bench, owner()).cut(soon()).unwrap().abandon().unwrap();
+    assert_eq!(bench.driver().list().unwrap(), []);
+    let mut cut = prepare(bench, owner()).cut(soon()).unwrap();
+    settle(&mut *cut).unwrap();
+    cut.abandon().unwrap();
+    assert_eq!(bench.driver().list().unwrap(), []);
+}
+
+/// Dropping a stage is what a crash of the service does; a fresh driver comes after it.
+fn what_a_crash_leaves_is_recovered(bench: &dyn Bench) {
+    let prepared = owner();
+    drop(prepare(bench, prepared));
+    let listed = bench.driver().list().unwrap();
+    assert!(matches!(&listed[..], [Found { whole: false, .. }]), "{listed:?}");
+    assert!(matches!(bench.driver().recover(prepared, &bench.volumes()).unwrap(), Recovered::Nothing));
+    assert_eq!(bench.driver().list().unwrap(), []);
+
+    let cut = owner();
+    for volume in &bench.volumes() {
+        bench.write(volume, 0x44);
+    }
+    drop(prepare(bench, cut).cut(soon()).unwrap());
+    for volume in &bench.volumes() {
+        bench.write(volume, 0x55);
+    }
+    let Recovered::Cut(mut again) = bench.driver().recover(cut, &bench.volumes()).unwrap() else {
+        panic!("what was cut is not found");
+    };
+    settle(&mut *again).unwrap();
+    again.seal(b"recovered").unwrap();
+    for volume in &bench.volumes() {
+        assert_eq!(first_byte(bench, cut, volume), 0x44);
+    }
+    delete(bench, cut);
+
+    let given_up = owner();
+    drop(prepare(bench, given_up).cut(soon()).unwrap());
+    let Recovered::Cut(again) = bench.driver().recover(given_up, &bench.volumes()).unwrap() else {
+        panic!("what was cut is not found");
+    };
+    again.abandon().unwrap();
+    assert_eq!(bench.driver().list().unwrap(), []);
+}
+
+fn a_full_store_is_told_and_left_as_it_was(bench: &dyn Bench) {
+    let Some(filler) = bench.fill() else { return };
+    let outcome = bench.driver().prepare(&plan(owner(), &bench.volumes()), soon());
+    let error = match outcome {
+        Err(error) => error,
+        Ok(ready) => ready.cut(soon()).err().expect("there is no room"),
+    };
+    assert_eq!(error.kind, Kind::NoSpace, "{error}: {:?}", error.source);
+    drop(filler);
+    assert_eq!(bench.driver().list().unwrap(), []);
+    assert!(bench.driver().check(&bench.volumes()[0]).is_ok());
+}
+
+#[test]
+fn when_qemu_dies_while_it_copies_the_snapshot_is_lost_and_nothing_is_left() {
+    let mut bench = PausedQemu::start();
+    let owner = owner();
+    let mut cut = prepare(&bench, owner).cut(soon()).unwrap();
+    bench.kill();
+    let error = settle(&mut *cut).expect_err("nobody copies any more");
+    assert!(matches!(error.kind, Kind::Failed | Kind::DeadlinePassed), "{error}");
+    drop(cut);
+    assert!(matches!(bench.driver().recover(owner, &bench.volumes()).unwrap(), Recovered::Nothing));
+    assert_eq!(bench.driver().list().unwrap(), []);
+}
+
+#[test]
+fn a_store_that_the_driver_cannot_use_is_refused_with_a_reason() {
+    let ext4 = LoopFs::new(Fs::Ext4, 64);
+    let image = ext4.path().join("disk.img");
+    fs::write(&image, vec![1; 1 << 20]).unwrap();
+    let volume = bench::volume(&image, "disk", None);
+    let reflink = host_proxy::drivers::reflink::Reflink::new(ext4.path()).unwrap();
+    let error = reflink.check(&volume).expect_err("ext4 shares no extents");
+    assert_eq!(error.kind, Kind::Unsupported, "{error}");
+    let error = host_proxy::drivers::btrfs::Btrfs::new(ext4.path()).err().expect("ext4 is not btrfs");
+    assert_eq!(error.kind, Kind::Unsupported, "{error}");
+    assert!(host_proxy::drivers::reflink::Reflink::new(ext4.path().join("absent")).is_err());
+}
