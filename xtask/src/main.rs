@@ -5,10 +5,12 @@
 //! | `setup` | what must be there, made if it is missing, kept under `target/vm` |
 //! | `debian` | Debian's and Ubuntu's packages |
 //! | `tiers` | the tests, and the count of them |
+//! | `fuzz` | tier 2: the fuzz targets, for a short while |
 //! | `demo` | the main job, shown |
 
 mod debian;
 mod demo;
+mod fuzz;
 mod setup;
 mod tiers;
 

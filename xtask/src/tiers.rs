@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::setup;
+use crate::{fuzz, setup};
 
 /// What was counted.
 #[derive(Default)]
@@ -28,6 +28,13 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     println!("# tiers 0, 1 and 3");
     count.tests(&["--workspace", "--exclude", "tests"], filter, None)?;
     count.tests(&["-p", "tests", "--lib"], filter, None)?;
+    if filter.is_none() {
+        println!("# tier 2: fuzz targets");
+        count.step("build the fuzz targets", fuzz::build());
+        for target in fuzz::TARGETS {
+            count.step(target, fuzz::run(target));
+        }
+    }
     // Tier 4: one virtual machine at a time fits into two processors.
     println!("# tier 4: stories in virtual machines");
     count.tests(&["-p", "tests", "--test", "stories"], filter, Some("1"))?;
