@@ -16,6 +16,7 @@ const PACKAGES: &[&str] = &[
     "e2fsprogs",
     "xfsprogs",
     "btrfs-progs",
+    "g++",
     "busybox-static",
     "lvm2",
     "dmsetup",
