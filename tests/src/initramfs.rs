@@ -45,7 +45,16 @@ impl Tools {
         match self {
             Self::Xfs => &["xfs"],
             Self::Btrfs => &["btrfs"],
-            Self::DeviceMapper => &["dm-mod", "dm-thin-pool", "dm-snapshot", "dm-crypt"],
+            Self::DeviceMapper => &[
+                "dm-mod",
+                "dm-thin-pool",
+                "dm-snapshot",
+                "dm-crypt",
+                "xts",
+                "ecb",
+                "aes_generic",
+                "sha256_generic",
+            ],
             Self::Md => &["md-mod", "raid1", "raid0"],
             Self::VsockLoopback => &["vsock_loopback"],
             Self::Host => &["vhost_vsock"],

@@ -4,6 +4,7 @@ mod agent;
 mod boot;
 mod faults;
 mod from_the_host;
+mod layouts;
 mod policy;
 mod real_vsock;
 mod shapes;
