@@ -76,6 +76,9 @@ fn every_layout_leads_to_its_disks() {
     assert!(told.stderr.contains("upper directory"), "{}", told.stderr);
 
     let capture = guest.json("hostsnap disks --capture");
+    // What the table tests of `guest-agent/src/topology` read was made here.
+    let kept = serde_json::to_string_pretty(&capture).unwrap();
+    std::fs::write(harness::assets::root().join("logs/layouts/capture.json"), kept).unwrap();
     assert_eq!(capture["btrfs"][0]["devices"].as_array().map(Vec::len), Some(2));
 }
 

@@ -285,4 +285,6 @@ fn holds_file_of(stack: &Stack<'_>, outer: &Mounted<'_>, inner: &Mounted<'_>) ->
 }
 
 #[cfg(test)]
+mod captured;
+#[cfg(test)]
 mod tests;
