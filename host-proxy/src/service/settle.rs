@@ -93,9 +93,9 @@ async fn run(
         }
         Ok((record, Err(error))) => {
             common.draft = record;
-            let told = errors::of_driver(common.draft.vm.as_str(), "make the snapshot durable", &error);
-            // A cancelled one is picked up by recover, as after a crash.
-            if error.kind != Kind::Cancelled {
+            let told = errors::of_driver(common.draft.vm.as_str(), "make the snapshot durable", &error.cause);
+            // What is cut but not sealed is picked up by `tend` and `reconcile`, as after a crash.
+            if !error.can_be_recovered {
                 common.draft.state = State::Failed;
                 finish(&common, Phase::Failed).await;
             }
@@ -113,7 +113,7 @@ fn settle_parts(
     record: &mut SnapshotRecord,
     cut_ended: Instant,
     updates: &watch::Sender<SettleState>,
-) -> Result<(), DriverError> {
+) -> Result<(), Unsettled> {
     let totals: Vec<u64> =
         parts.iter().map(|part| part.stage.volumes().iter().map(|volume| volume.size_bytes).sum()).collect();
     let total_bytes: u64 = totals.iter().sum();
@@ -136,21 +136,28 @@ fn settle_parts(
     record.timing.settle_us = u64::try_from(cut_ended.elapsed().as_micros()).unwrap_or(u64::MAX);
     let manifest = manifest::write(record);
     while let Some(part) = parts.pop() {
-        if let Err(error) = part.stage.seal(&manifest) {
-            return Err(abandon_all(parts, error));
-        }
+        // The contents are safe; only their final name is missing.
+        part.stage.seal(&manifest).map_err(|cause| Unsettled { cause, can_be_recovered: true })?;
     }
     Ok(())
 }
 
-fn abandon_all(parts: Vec<Part<Box<dyn CutSet>>>, error: DriverError) -> DriverError {
+/// Why a snapshot is not whole.
+struct Unsettled {
+    cause: DriverError,
+    /// Whether what was cut is still there.
+    can_be_recovered: bool,
+}
+
+fn abandon_all(parts: Vec<Part<Box<dyn CutSet>>>, error: DriverError) -> Unsettled {
     if error.kind == Kind::Cancelled {
-        return error;
+        return Unsettled { cause: error, can_be_recovered: true };
     }
-    parts.into_iter().fold(error, |error, part| {
+    let cause = parts.into_iter().fold(error, |error, part| {
         let undone = part.stage.abandon();
         if error.undo_failed.is_some() { error } else { error.after_undo(undone) }
-    })
+    });
+    Unsettled { cause, can_be_recovered: false }
 }
 
 async fn finish(common: &Common, phase: Phase) -> SettleState {
