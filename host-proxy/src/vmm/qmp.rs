@@ -70,6 +70,8 @@ impl QmpError {
 pub struct Qmp {
     stream: UnixStream,
     buffer: Vec<u8>,
+    /// The number of the last command: its answer carries it.
+    last_id: u64,
 }
 
 impl Qmp {
@@ -77,12 +79,16 @@ impl Qmp {
     pub fn connect(path: &Path, limit: Duration) -> Result<Self, QmpError> {
         let deadline = Instant::now() + limit;
         let stream = UnixStream::connect(path).map_err(QmpError::Connect)?;
-        let mut qmp = Self { stream, buffer: Vec::new() };
-        match qmp.line("the greeting", deadline) {
-            Ok(greeting) if greeting.get("QMP").is_some() => {}
-            Ok(other) => return Err(QmpError::Malformed(brief(&other))),
-            Err(QmpError::TimedOut { .. }) => return Err(QmpError::InUse),
-            Err(error) => return Err(error),
+        let mut qmp = Self { stream, buffer: Vec::new(), last_id: 0 };
+        loop {
+            match qmp.line("the greeting", deadline) {
+                Ok(greeting) if greeting.get("QMP").is_some() => break,
+                // QEMU may still have had something for the client before.
+                Ok(late) if ["event", "return", "error"].iter().any(|key| late.get(key).is_some()) => {}
+                Ok(other) => return Err(QmpError::Malformed(brief(&other))),
+                Err(QmpError::TimedOut { .. }) => return Err(QmpError::InUse),
+                Err(error) => return Err(error),
+            }
         }
         let left = deadline.saturating_duration_since(Instant::now());
         qmp.execute("qmp_capabilities", json!({}), left)?;
@@ -113,10 +119,17 @@ impl Qmp {
         limit: Duration,
     ) -> Result<Value, QmpError> {
         let deadline = Instant::now() + limit;
-        let text = json!({ "execute": command, "arguments": arguments, "id": command }).to_string() + "\n";
+        self.last_id += 1;
+        let text =
+            json!({ "execute": command, "arguments": arguments, "id": self.last_id }).to_string() + "\n";
         self.send(text.as_bytes(), fds, command, deadline)?;
         loop {
             let mut answer = self.line(command, deadline)?;
+            // Events are of no interest here: what matters is asked for. An answer to another
+            // command is late: whoever asked is gone. One without a number is to what QEMU could not parse.
+            if answer.get("event").is_some() || answer.get("id").is_some_and(|id| *id != self.last_id) {
+                continue;
+            }
             if let Some(error) = answer.get("error") {
                 let field = |name: &str| error[name].as_str().unwrap_or("").to_owned();
                 let command = command.to_owned();
@@ -125,10 +138,7 @@ impl Qmp {
             if let Some(result) = answer.get_mut("return") {
                 return Ok(result.take());
             }
-            // Events are of no interest here: what matters is asked for.
-            if answer.get("event").is_none() {
-                return Err(QmpError::Malformed(brief(&answer)));
-            }
+            return Err(QmpError::Malformed(brief(&answer)));
         }
     }
 
@@ -211,7 +221,8 @@ mod tests {
     use super::*;
 
     const SOON: Duration = Duration::from_secs(10);
-    const GREETING: &[u8] = b"{\"QMP\": {\"version\": {}, \"capabilities\": []}}\n{\"return\": {}}\n";
+    const GREETING: &[u8] =
+        b"{\"QMP\": {\"version\": {}, \"capabilities\": []}}\n{\"return\": {}, \"id\": 1}\n";
 
     /// A peer that says these bytes and then is silent, or hangs up.
     fn peer(says: &[u8], hangs_up: bool) -> (tempfile::TempDir, std::path::PathBuf) {
@@ -233,14 +244,29 @@ mod tests {
     fn events_between_are_passed_over_and_errors_are_qemus_own_words() {
         let says = [
             GREETING,
-            b"{\"event\": \"RESUME\"}\n{\"return\": {\"status\": \"running\"}}\n",
-            b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"no such node\"}}\n",
+            b"{\"event\": \"RESUME\"}\n{\"return\": {\"status\": \"running\"}, \"id\": 2}\n",
+            b"{\"error\": {\"class\": \"GenericError\", \"desc\": \"no such node\"}, \"id\": 3}\n",
         ];
         let (_folder, path) = peer(&says.concat(), false);
         let mut qmp = Qmp::connect(&path, SOON).unwrap();
         assert_eq!(qmp.execute("query-status", json!({}), SOON).unwrap()["status"], "running");
         let error = qmp.execute("blockdev-del", json!({}), SOON).unwrap_err();
         assert_eq!(error.to_string(), "blockdev-del: GenericError: no such node");
+    }
+
+    /// A run of `contract()` failed so: the client before had left while its job paused, and the event
+    /// that QEMU still had for it came to the next one, before the greeting.
+    #[test]
+    fn what_was_meant_for_the_client_before_is_passed_over() {
+        let says = [
+            b"{\"event\": \"JOB_STATUS_CHANGE\"}\n{\"return\": {}, \"id\": \"7\"}\n",
+            GREETING,
+            b"{\"return\": \"the answer to a question of before\", \"id\": \"query-jobs\"}\n",
+            b"{\"return\": {\"status\": \"running\"}, \"id\": 2}\n",
+        ];
+        let (_folder, path) = peer(&says.concat(), false);
+        let mut qmp = Qmp::connect(&path, SOON).unwrap();
+        assert_eq!(qmp.execute("query-status", json!({}), SOON).unwrap()["status"], "running");
     }
 
     #[test]
