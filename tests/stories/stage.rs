@@ -12,6 +12,7 @@ use harness::vm::{Plan, Vm, blank_image};
 use harness::wait::wait_until;
 use serde_json::Value;
 
+const DISK_MIB: u64 = 128;
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
 /// A machine, its store, and the service.
@@ -41,8 +42,10 @@ impl Stage {
             _ => Kind::Ext4,
         };
         let store = LoopFs::new(kind, 1024);
-        let images: Vec<_> =
-            serials.iter().map(|serial| blank_image(&store.path(), &format!("{serial}.img"), 128)).collect();
+        let images: Vec<_> = serials
+            .iter()
+            .map(|serial| blank_image(&store.path(), &format!("{serial}.img"), DISK_MIB))
+            .collect();
         let plan = images.iter().zip(serials).fold(plan, |plan, (image, serial)| plan.disk(image, serial));
         let vm = plan.boot();
         let disks = serials.iter().zip(&images).map(|(serial, image)| (*serial, image.as_path())).collect();
@@ -77,7 +80,8 @@ impl Stage {
         let folder = self.store.path().join(".hostsnap").join(self.vm.uuid());
         self.on_storage().iter().any(|name| {
             let image = folder.join(name).join(format!("{serial}.img"));
-            name.ends_with(".partial") && std::fs::metadata(image).is_ok_and(|meta| meta.len() > 0)
+            name.ends_with(".partial")
+                && std::fs::metadata(image).is_ok_and(|meta| meta.len() == DISK_MIB << 20)
         })
     }
 

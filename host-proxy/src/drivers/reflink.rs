@@ -135,7 +135,6 @@ impl Driver for Reflink {
             }
             Place::Partial(path) => path,
         };
-        // FICLONE gives its target the source's size, all at once: an empty target was not cut.
         let clones: Option<Vec<Clone>> =
             volumes.iter().map(|volume| Clone::reopen(volume, &partial, owner)).collect::<Result<_, _>>()?;
         match clones {
@@ -193,7 +192,10 @@ impl Clone {
         Ok(Self { source: Some(source), target, path, snapshot })
     }
 
-    /// `None` if it was not cut.
+    /// `None` if it was not cut: FICLONE goes extent by extent and lets its target grow as it goes, and
+    /// a signal that kills ends it in the middle (Linux `xfs_reflink_remap_extent`,
+    /// `clone_finish_inode_update`). One that has the whole size has all extents. An image that was
+    /// resized since is taken for not cut, which loses nothing that was acknowledged.
     fn reopen(volume: &Volume, partial: &Path, owner: Owner) -> Result<Option<Self>, DriverError> {
         let path = partial.join(folder::file_name(&volume.serial, ".img"));
         let Ok(target) = OpenOptions::new().read(true).write(true).open(&path) else { return Ok(None) };
@@ -201,8 +203,9 @@ impl Clone {
             .metadata()
             .map_err(|error| DriverError::io(format!("look at {}", path.display()), error))?
             .len();
+        let is_whole = size_bytes == image::regular_size(volume)?;
         let snapshot = snapshot_of(volume, owner, size_bytes);
-        Ok((size_bytes > 0).then_some(Self { source: None, target, path, snapshot }))
+        Ok(is_whole.then_some(Self { source: None, target, path, snapshot }))
     }
 }
 

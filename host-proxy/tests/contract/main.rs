@@ -257,6 +257,22 @@ fn when_qemu_dies_while_it_copies_the_snapshot_is_lost_and_nothing_is_left() {
     assert_eq!(bench.driver().list().unwrap(), []);
 }
 
+/// XFS and btrfs clone extent by extent and let the target grow as they go (Linux
+/// `xfs_reflink_remap_extent`, `clone_finish_inode_update`); SIGKILL ends that in the middle
+/// (`fatal_signal_pending`). What was left so was once taken for a snapshot.
+#[test]
+fn a_clone_that_was_killed_in_the_middle_is_no_snapshot() {
+    let bench = Files::reflink();
+    let owner = owner();
+    drop(prepare(&bench, owner).cut(soon()).unwrap());
+    let folder = bench.store().join(".hostsnap").join(owner.vm.to_string());
+    let half = folder.join(format!("{}.partial/one.img", owner.snapshot));
+    fs::File::options().write(true).open(half).unwrap().set_len(DISK_BYTES / 2).unwrap();
+    let recovered = bench.driver().recover(owner, &bench.volumes()).unwrap();
+    assert!(matches!(recovered, Recovered::Nothing));
+    assert_eq!(bench.driver().list().unwrap(), []);
+}
+
 #[test]
 fn a_store_that_the_driver_cannot_use_is_refused_with_a_reason() {
     let ext4 = LoopFs::new(Fs::Ext4, 64);
