@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::link::Link;
 use crate::process::Process;
 use crate::vm::Vm;
 use crate::wait::wait_until;
@@ -34,15 +35,16 @@ pub struct Machine<'a> {
 /// A configuration.
 pub fn config(driver: &str, store: &Path, machines: &[Machine<'_>]) -> String {
     let mut text = format!(
-        "[service]\nlisten_vsock = false\nstate_dir = \"@STATE@\"\ncontrol_socket = \"@STATE@/control.sock\"\n\n\
+        "[service]\nlisten_vsock = {}\nstate_dir = \"@STATE@\"\ncontrol_socket = \"@STATE@/control.sock\"\n\n\
          [[store]]\nname = \"store\"\ndriver = \"{driver}\"\npath = \"{}\"\nmin_free = \"1MiB\"\n",
+        machines.iter().any(|machine| matches!(machine.vm.link, Link::Kernel(_))),
         store.display()
     );
     for Machine { vm, name, disks, more } in machines {
         text += &format!(
-            "\n[[vm]]\nname = \"{name}\"\nuuid = \"{}\"\nsocket = \"{}\"\nqmp = \"{}\"\n{more}\n",
+            "\n[[vm]]\nname = \"{name}\"\nuuid = \"{}\"\n{}\nqmp = \"{}\"\n{more}\n",
             vm.uuid(),
-            vm.vsock().display(),
+            vm.link.config(),
             vm.qmp().display()
         );
         for (serial, path) in disks {

@@ -6,7 +6,9 @@
 //! | [`wait`] | wait for a state with a limit, never for a time |
 //! | [`assets`] | kernel, programs, device: what `cargo xtask setup` made |
 //! | [`initramfs`] | the guests' root file system |
-//! | [`vm`] | a virtual machine: QEMU and its vsock device |
+//! | [`platform`] | what this machine can give a guest: KVM or emulation, which vsock device |
+//! | [`link`] | a guest's vsock device |
+//! | [`vm`] | a virtual machine |
 //! | [`guest`] | running commands in it, over a serial port |
 //! | [`serial`] | what is said on that port, for both ends |
 //! | [`hostsnapd`] | the service, with a configuration for these machines |
@@ -17,7 +19,9 @@ pub mod assets;
 pub mod guest;
 pub mod hostsnapd;
 pub mod initramfs;
+pub mod link;
 pub mod loopfs;
+pub mod platform;
 pub mod process;
 pub mod records;
 pub mod serial;

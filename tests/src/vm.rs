@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use crate::assets;
 use crate::guest::Guest;
 use crate::initramfs::{self, Tools};
+use crate::link::Link;
+use crate::platform::Accel;
 use crate::process::Process;
 
 /// How long a guest may take to boot, under emulation on a busy machine.
@@ -55,7 +57,8 @@ pub struct Plan {
 pub struct Vm {
     // Dropped in this order: first what uses the folder.
     qemu: Process,
-    _vsock: Process,
+    /// Its vsock device.
+    pub link: Link,
     /// To run commands in it.
     pub guest: Guest,
     folder: tempfile::TempDir,
@@ -126,24 +129,13 @@ impl Plan {
         fs::create_dir_all(&logs).expect("a folder for logs");
         let initramfs = initramfs::of(&self.tools, &self.extra).expect("an initramfs");
 
-        let mut vsock = Process::start(
-            Command::new(assets::vhost_device_vsock()).arg("--vm").arg(format!(
-                "guest-cid=42,socket={},uds-path={}",
-                at("vhost").display(),
-                at("vsock").display()
-            )),
-            &logs.join("vsock.log"),
-        );
-        wait_for("the vsock device", Duration::from_secs(20), || {
-            vsock.must_live();
-            at("vhost").exists()
-        });
-
+        let link = Link::start(folder.path(), &logs);
         let memory = self.memory_mib;
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-nic", "none"])
-            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-uuid", &self.uuid])
+            .args(Accel::of_this_machine().arguments())
+            .args(["-smp", "1", "-uuid", &self.uuid])
             .arg("-m")
             .arg(format!("{memory}M"))
             .args(["-machine", "q35,memory-backend=mem"])
@@ -159,9 +151,7 @@ impl Plan {
             ])
             .arg("-serial")
             .arg(format!("file:{}", logs.join("serial.log").display()))
-            .arg("-chardev")
-            .arg(format!("socket,id=vhost,path={}", at("vhost").display()))
-            .args(["-device", "vhost-user-vsock-pci,chardev=vhost"])
+            .args(link.arguments(folder.path()))
             .args(["-device", "virtio-serial-pci"])
             .arg("-chardev")
             .arg(format!("socket,id=harness,path={},server=on,wait=off", at("harness").display()))
@@ -190,7 +180,7 @@ impl Plan {
             assert!(Instant::now() < limit, "{} did not boot:\n{}", self.name, tail(&serial_log));
             std::thread::sleep(Duration::from_millis(20));
         }
-        Vm { qemu, _vsock: vsock, guest, folder, uuid: self.uuid }
+        Vm { qemu, link, guest, folder, uuid: self.uuid }
     }
 }
 
@@ -221,11 +211,6 @@ impl Vm {
         &self.uuid
     }
 
-    /// The base path of its hybrid vsock.
-    pub fn vsock(&self) -> PathBuf {
-        self.folder.path().join("vsock")
-    }
-
     /// Its QMP socket, for the product.
     pub fn qmp(&self) -> PathBuf {
         self.folder.path().join("qmp")
@@ -246,10 +231,6 @@ fn tail(path: &Path) -> String {
     let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(40)..].join("\n")
-}
-
-fn wait_for(what: &str, limit: Duration, mut state: impl FnMut() -> bool) {
-    crate::wait::wait_until(what, limit, &mut state);
 }
 
 /// An image of zeros, sparse.

@@ -1,9 +1,8 @@
 //! The guest's command and daemon while something is quiesced or frozen.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use harness::link::Stream;
 use harness::wait::wait_until;
 use protocol::agent::{AgentCreate, AgentPhase, AgentReply, AgentRequest};
 use protocol::frame::{self, HEADER};
@@ -42,33 +41,19 @@ fn a_command_that_is_stopped_releases_what_it_quiesced_and_tells_the_host() {
 }
 
 /// The host's end of a conversation with the guest's daemon.
-struct Talk(UnixStream);
+struct Talk(Box<dyn Stream>);
 
 impl Talk {
     fn connect(stage: &Stage) -> Self {
         let mut stream = None;
         wait_until("the daemon listens", LIMIT, || {
-            stream = Self::try_connect(stage);
+            stream = stage.vm.link.connect(PORT, LIMIT).ok();
             stream.is_some()
         });
         let mut talk = Self(stream.unwrap());
         let hello = talk.ask(&AgentRequest::Hello(VERSIONS));
         assert!(matches!(hello, AgentReply::Hello { .. }), "{hello:?}");
         talk
-    }
-
-    /// `CONNECT port`, answered by `OK port` (the hybrid vsock of the harness).
-    fn try_connect(stage: &Stage) -> Option<UnixStream> {
-        let mut stream = UnixStream::connect(stage.vm.vsock()).ok()?;
-        stream.set_read_timeout(Some(LIMIT)).ok()?;
-        stream.write_all(format!("CONNECT {PORT}\n").as_bytes()).ok()?;
-        let mut answer = Vec::new();
-        while answer.last() != Some(&b'\n') {
-            let mut byte = [0];
-            stream.read_exact(&mut byte).ok()?;
-            answer.extend(byte);
-        }
-        answer.starts_with(b"OK ").then_some(stream)
     }
 
     fn send(&mut self, request: &AgentRequest) {
