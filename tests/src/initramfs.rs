@@ -57,7 +57,7 @@ impl Tools {
             ],
             Self::Md => &["md-mod", "raid1", "raid0"],
             Self::VsockLoopback => &["vsock_loopback"],
-            Self::Host => &["vhost_vsock"],
+            Self::Host => &["vhost_vsock", "kvm_amd", "kvm_intel"],
         }
     }
 }
