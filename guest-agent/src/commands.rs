@@ -6,6 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::message::List;
 use protocol::record::State;
@@ -20,6 +21,19 @@ use crate::freeze::{self, Emergency};
 use crate::topology::select::{self, DiskOverview};
 use crate::topology::{capture, mountinfo};
 use crate::{daemon, doctor};
+
+/// Reads the command line. One that can't be understood ends the program: with exit code 2, and as
+/// JSON if that is how it wants errors.
+pub fn parse() -> Cli {
+    Cli::try_parse().unwrap_or_else(|error| {
+        // Help and the version come this way too.
+        if !error.use_stderr() || !protocol::args::wants_json(std::env::args_os()) {
+            error.exit();
+        }
+        print::usage_error(&error.to_string());
+        std::process::exit(ErrorCode::BadRequest.exit_code().into())
+    })
+}
 
 /// Runs a command; its exit code is the error's.
 pub fn run(cli: Cli) -> ExitCode {
@@ -52,7 +66,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, WireError> {
         }
         Command::Delete { snapshots, yes } => delete(&host, snapshots, yes, json)?,
         Command::Disks { capture: true } => {
-            print::json(&capture::live().map_err(|error| WireError::new(error.code(), error.to_string()))?);
+            print::json(&capture::live()?);
         }
         Command::Disks { capture: false } => disks(&host, json)?,
         Command::Doctor => {
@@ -159,7 +173,7 @@ fn delete(host: &HostAddress, snapshots: Vec<SnapshotRef>, yes: bool, json: bool
 }
 
 fn disks(host: &HostAddress, json: bool) -> Result<(), WireError> {
-    let capture = capture::live().map_err(|error| WireError::new(error.code(), error.to_string()))?;
+    let capture = capture::live()?;
     let overview = select::overview(&capture);
     // What the guest itself knows is shown even when the host can't be asked.
     let known = Client::connect(host, Limits::default())
@@ -170,7 +184,7 @@ fn disks(host: &HostAddress, json: bool) -> Result<(), WireError> {
 }
 
 fn thaw(json: bool) -> Result<ExitCode, WireError> {
-    let capture = capture::live().map_err(|error| WireError::new(error.code(), error.to_string()))?;
+    let capture = capture::live()?;
     let mounts = mountinfo::parse(capture.mountinfo.as_bytes());
     let stack = crate::topology::stack::Stack::new(&capture);
     let mut points: Vec<PathBuf> = mounts

@@ -3,8 +3,6 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
-use guest_agent::cli::Cli;
 use guest_agent::commands;
 use guest_agent::freeze::keeper;
 use tracing::level_filters::LevelFilter;
@@ -21,7 +19,7 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     tracing_subscriber::registry().with(to_stderr).with(log_filter()).init();
-    commands::run(Cli::parse())
+    commands::run(commands::parse())
 }
 
 /// By `RUST_LOG`. (`EnvFilter` knows more, for half a megabyte of regular expressions.)

@@ -19,7 +19,7 @@ pub mod stack;
 
 use std::path::PathBuf;
 
-use protocol::ErrorCode;
+use protocol::{ErrorCode, WireError};
 
 /// Why a request can't be covered. Nothing was sent and nothing frozen when it is found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -103,5 +103,25 @@ impl TopologyError {
             Self::NoSerial { .. } | Self::AmbiguousSerial { .. } => ErrorCode::Unsupported,
             Self::Hidden { .. } => ErrorCode::NotFreezable,
         }
+    }
+
+    /// What to do, where the text does not say it.
+    const fn hint(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "hostsnap disks --capture shows what could be read",
+            Self::Path { .. } | Self::UnknownDevice { .. } | Self::NoDisks => {
+                "hostsnap disks shows this machine's disks and what is mounted on them"
+            }
+            Self::AmbiguousSerial { .. } => {
+                "the host's administrator gives each disk a serial of its own; virtio carries the first 20 bytes"
+            }
+            Self::NotOnDisk { .. } | Self::NoSerial { .. } | Self::Hidden { .. } => "",
+        }
+    }
+}
+
+impl From<TopologyError> for WireError {
+    fn from(error: TopologyError) -> Self {
+        Self::new(error.code(), error.to_string()).hint(error.hint())
     }
 }

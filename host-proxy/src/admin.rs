@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 
 use crate::cli::{Ask, Command, Create, Output};
 use crate::control::{ControlReply, ControlRequest};
+use crate::failure;
 use crate::service::chain;
 use crate::transport;
 
@@ -45,26 +46,7 @@ pub fn run(command: Command) -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            complain(&error, json);
-            ExitCode::from(error.code.exit_code())
-        }
-    }
-}
-
-/// Says what went wrong, on stderr; as JSON if JSON was asked for.
-pub fn complain(error: &WireError, json: bool) {
-    if json {
-        #[derive(Serialize)]
-        struct Told<'a> {
-            error: &'a WireError,
-        }
-        eprintln!(
-            "{}",
-            serde_json::to_string(&Told { error }).expect("an error has no value that JSON lacks")
-        );
-    } else {
-        eprintln!("hostsnapd: {error}");
+        Err(error) => failure::of_wire(&error, json),
     }
 }
 

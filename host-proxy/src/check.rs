@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::cli::Output;
 use crate::config::{Config, PeerId, Vm};
 use crate::drivers::VolumeFacts;
+use crate::failure;
 use crate::service::chain;
 use crate::world::World;
 
@@ -21,17 +22,14 @@ struct Finding {
 }
 
 /// Looks at everything; exit code 0 if all is well, 6 if something would fail, 2 if the
-/// configuration can't be used.
+/// configuration can't be used, 8 if a store is not there.
 pub fn run(config: &Path, output: Output) -> ExitCode {
     let world = Config::load(config)
         .map_err(anyhow::Error::from)
         .and_then(|config| World::new(config, None).map_err(anyhow::Error::from));
     let world = match world {
         Ok(world) => world,
-        Err(error) => {
-            eprintln!("hostsnapd: {error:#}");
-            return ExitCode::from(2);
-        }
+        Err(error) => return failure::of(&error, output.json),
     };
     let findings = look(&world);
     if output.json {

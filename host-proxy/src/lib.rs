@@ -13,6 +13,7 @@
 //! | [`control`], [`agent`] | the administrator's way in; the way to a guest's daemon |
 //! | [`world`], [`transport`] | a configuration made real; frames over streams |
 //! | [`serve`], [`check`], [`admin`], [`offline`] | the ways to run the program, by [`cli`] |
+//! | [`failure`] | how each of them ends when it failed |
 
 pub mod admin;
 pub mod agent;
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod drivers;
+pub mod failure;
 pub mod listen;
 pub mod offline;
 pub mod policy;

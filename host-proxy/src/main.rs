@@ -3,14 +3,13 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
 use host_proxy::audit::read::Filter;
-use host_proxy::cli::{Cli, Command};
-use host_proxy::{admin, check, offline, serve};
+use host_proxy::cli::Command;
+use host_proxy::{admin, check, failure, offline, serve};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    match failure::parse().command {
         Command::Serve(file) => {
             let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
             tracing_subscriber::fmt()
@@ -18,7 +17,10 @@ fn main() -> ExitCode {
                 .with_ansi(std::io::stderr().is_terminal())
                 .with_writer(std::io::stderr)
                 .init();
-            succeed(serve::run(&file.config))
+            match serve::run(&file.config) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => failure::of(&error, false),
+            }
         }
         Command::Check { config, output } => check::run(&config.config, output),
         Command::RebuildCatalog { config, output } => offline::rebuild_catalog(&config.config, output),
@@ -26,15 +28,5 @@ fn main() -> ExitCode {
             offline::audit(&config.config, &Filter { vm, since }, output)
         }
         command => admin::run(command),
-    }
-}
-
-fn succeed(result: anyhow::Result<()>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("hostsnapd: {error:#}");
-            ExitCode::FAILURE
-        }
     }
 }

@@ -11,14 +11,15 @@ use crate::audit::Audit;
 use crate::audit::read::{self, Filter};
 use crate::catalog::Catalog;
 use crate::cli::Output;
-use crate::config::{Config, ConfigError};
+use crate::config::Config;
+use crate::failure;
 use crate::serve;
 use crate::service::{Report, Service, now};
 use crate::world::World;
 
 /// `hostsnapd audit`.
 pub fn audit(config: &Path, filter: &Filter, output: Output) -> ExitCode {
-    finish(show_audit(config, filter, output))
+    finish(show_audit(config, filter, output), output)
 }
 
 fn show_audit(config: &Path, filter: &Filter, output: Output) -> Result<()> {
@@ -41,7 +42,7 @@ fn show_audit(config: &Path, filter: &Filter, output: Output) -> Result<()> {
 
 /// `hostsnapd rebuild-catalog`.
 pub fn rebuild_catalog(config: &Path, output: Output) -> ExitCode {
-    finish(rebuild(config).map(|report| print::report(&report, output)))
+    finish(rebuild(config).map(|report| print::report(&report, output)), output)
 }
 
 /// Moves the catalog aside and lets reconcile fill a new one. What it finds unfinished is finished
@@ -62,13 +63,9 @@ fn rebuild(config: &Path) -> Result<Report> {
     Ok(report)
 }
 
-fn finish(result: Result<()>) -> ExitCode {
+fn finish(result: Result<()>, output: Output) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("hostsnapd: {error:#}");
-            // A mistake in the configuration is one of usage.
-            ExitCode::from(if error.is::<ConfigError>() { 2 } else { 1 })
-        }
+        Err(error) => failure::of(&error, output.json),
     }
 }

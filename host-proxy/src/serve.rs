@@ -153,6 +153,11 @@ fn make_private_folder(path: &Path) -> Result<()> {
         .with_context(|| format!("make the state folder {}", path.display()))
 }
 
+/// Another service has the state folder.
+#[derive(Debug, thiserror::Error)]
+#[error("another hostsnapd uses {}; stop it first", .0.display())]
+pub struct InUse(PathBuf);
+
 /// Two services would both reconcile the same storage.
 pub(crate) fn lock(state_dir: &Path) -> Result<File> {
     let path: PathBuf = state_dir.join("lock");
@@ -165,9 +170,7 @@ pub(crate) fn lock(state_dir: &Path) -> Result<File> {
         .with_context(|| format!("open {}", path.display()))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            bail!("another hostsnapd uses {}; stop it first", state_dir.display())
-        }
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(InUse(state_dir.to_owned()).into()),
         Err(error) => Err(error).with_context(|| format!("lock {}", path.display())),
     }
 }

@@ -1,6 +1,7 @@
 //! Values as both command lines read them.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::time::Duration;
 
 use crate::text::{LabelKey, LabelValue, Labels, TextError};
@@ -31,6 +32,19 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(total).map_err(|_| format!("{text:?} is negative"))
 }
 
+/// Whether a command line asks for JSON, also one that can't be understood.
+pub fn wants_json(arguments: impl IntoIterator<Item = OsString>) -> bool {
+    arguments.into_iter().take_while(|argument| argument != "--").any(|argument| argument == "--json")
+}
+
+/// What clap says of a wrong command line, as what happened and what to do: its first paragraph, and
+/// the others (a tip, the usage, `--help`), each on one line.
+pub fn usage_error(told: &str) -> (String, String) {
+    let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (what, then) = told.split_once("\n\n").unwrap_or((told, ""));
+    (one_line(what.trim_start_matches("error: ")), one_line(then))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,6 +55,23 @@ mod tests {
         assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
         assert!(duration("10").is_err());
         assert!(duration("-1s").is_err());
+    }
+
+    #[test]
+    fn json_is_asked_for_before_the_options_end() {
+        let wants = |line: &str| wants_json(line.split(' ').map(OsString::from));
+        assert!(wants("hostsnap create --nonsense --json"));
+        assert!(!wants("hostsnap create -- --json"));
+        assert!(!wants("hostsnap create --jsonx"));
+    }
+
+    #[test]
+    fn a_usage_error_is_what_happened_and_then_what_to_do() {
+        let told = "error: the following required arguments were not provided:\n  <SNAPSHOT>\n\n\
+                    Usage: hostsnap show <SNAPSHOT>\n\nFor more information, try '--help'.\n";
+        let (what, then) = usage_error(told);
+        assert_eq!(what, "the following required arguments were not provided: <SNAPSHOT>");
+        assert_eq!(then, "Usage: hostsnap show <SNAPSHOT> For more information, try '--help'.");
     }
 
     #[test]

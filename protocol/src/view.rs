@@ -7,6 +7,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use crate::record::{SnapshotRecord, Timing, UnixMillis};
+use crate::{ErrorCode, WireError};
 
 /// A snapshot as `--json` shows it.
 #[derive(Debug, Serialize)]
@@ -45,6 +46,33 @@ pub struct DiskView<'a> {
     pub driver: &'a str,
     pub handle: &'a str,
     pub size_bytes: u64,
+}
+
+/// An error as `--json` shows it, on stderr.
+#[derive(Debug, Serialize)]
+pub struct ErrorView<'a> {
+    error: ErrorBody<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct ErrorBody<'a> {
+    code: ErrorCode,
+    message: &'a str,
+    hint: &'a str,
+    exit_code: u8,
+}
+
+impl<'a> ErrorView<'a> {
+    /// What kind, what happened, what to do.
+    pub const fn new(code: ErrorCode, message: &'a str, hint: &'a str) -> Self {
+        Self { error: ErrorBody { code, message, hint, exit_code: code.exit_code() } }
+    }
+}
+
+impl<'a> From<&'a WireError> for ErrorView<'a> {
+    fn from(error: &'a WireError) -> Self {
+        Self::new(error.code, error.message.as_str(), error.hint.as_str())
+    }
 }
 
 impl<'a> From<&'a SnapshotRecord> for SnapshotView<'a> {

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use protocol::message::{DeleteOutcome, DiskInfo, Planned};
 use protocol::text::MountPath;
-use protocol::view::{self, SnapshotView};
-use protocol::{SnapshotId, SnapshotRecord, WireError};
+use protocol::view::{self, ErrorView, SnapshotView};
+use protocol::{ErrorCode, SnapshotId, SnapshotRecord, WireError};
 use serde::Serialize;
 use serde_json::json;
 
@@ -25,13 +25,20 @@ pub(super) fn json(value: &impl Serialize) {
 
 pub(super) fn error(error: &WireError, json: bool) {
     if json {
-        let WireError { code, message, hint } = error;
-        let exit_code = code.exit_code();
-        let error = json!({ "code": code, "message": message, "hint": hint, "exit_code": exit_code });
-        eprintln!("{}", json!({ "error": error }));
+        error_view(&ErrorView::from(error));
     } else {
         eprintln!("hostsnap: {error}");
     }
+}
+
+/// A command line that can't be understood, as the other errors.
+pub(super) fn usage_error(told: &str) {
+    let (what, then) = protocol::args::usage_error(told);
+    error_view(&ErrorView::new(ErrorCode::BadRequest, &what, &then));
+}
+
+fn error_view(view: &ErrorView<'_>) {
+    eprintln!("{}", serde_json::to_string(view).expect("no value that JSON lacks"));
 }
 
 pub(super) fn snapshot(record: &SnapshotRecord, json: bool) {

@@ -35,18 +35,14 @@ pub(super) fn resolve(paths: &[PathBuf], host: &HostAddress, limits: Limits) -> 
     } else {
         Wish::Paths(paths.iter().map(|path| canonical(path)).collect::<Result<_, _>>()?)
     };
-    let capture = capture::live().map_err(|error| of_topology(&error))?;
-    let selection = select::select(&capture, &wish).map_err(|error| of_topology(&error))?;
+    let capture = capture::live()?;
+    let selection = select::select(&capture, &wish)?;
     Target::new(selection)
 }
 
 fn canonical(path: &Path) -> Result<PathBuf, WireError> {
     path.canonicalize()
-        .map_err(|error| of_topology(&TopologyError::Path { path: path.to_owned(), why: error.to_string() }))
-}
-
-fn of_topology(error: &TopologyError) -> WireError {
-    WireError::new(error.code(), error.to_string())
+        .map_err(|error| TopologyError::Path { path: path.to_owned(), why: error.to_string() }.into())
 }
 
 impl Target {

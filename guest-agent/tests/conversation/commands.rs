@@ -7,7 +7,7 @@ use protocol::message::{DeleteOutcome, DiskInfo, List, Page, Reply, Request};
 use protocol::record::{DiskRecord, MountRecord, SnapshotRecord, State, Timing, UnixMillis};
 use protocol::text::Line;
 use protocol::{BoundedVec, Consistency, ErrorCode, RequestId, SnapshotId, VmUuid, WireError};
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::host::{Host, Talk};
@@ -199,6 +199,8 @@ fn nothing_is_sent_for_what_is_on_no_disk() {
     assert!(run.err.contains("/proc is on proc"), "{}", run.err);
     let run = hostsnap(&host.address().to_string(), &["create", "/no/such/path"]);
     assert_eq!(run.code, 2, "{}", run.err);
+    assert!(run.err.contains("/no/such/path: No such file"), "{}", run.err);
+    assert!(run.err.contains("hostsnap disks"), "what to do: {}", run.err);
     host.done();
 }
 
@@ -209,6 +211,51 @@ fn a_wrong_command_line_is_exit_code_2() {
         assert_eq!(run.code, 2, "{arguments:?}: {}", run.err);
     }
     assert_eq!(hostsnap("tcp:1:2", &["list"]).code, 2);
+}
+
+/// It was told in plain text: a script that reads JSON could not tell its own mistake from a crash.
+#[test]
+fn a_wrong_command_line_is_told_as_json_where_json_was_asked_for() {
+    for arguments in [
+        &["create", "--json", "--nonsense"][..],
+        &["--json", "create"],
+        &["no-such-command", "--json"],
+        &["--json", "create", "/", "--keep-for", "x"],
+        &["--json", "list", "--label", "x"],
+    ] {
+        let run = hostsnap("unix:/nonexistent", arguments);
+        assert_eq!(run.code, 2, "{arguments:?}: {}", run.err);
+        assert_eq!(run.out, "");
+        let told: Value = serde_json::from_str(&run.err).unwrap_or_else(|_| panic!("{}", run.err));
+        let error = &told["error"];
+        assert_eq!((&error["exit_code"], &error["code"]), (&json!(2), &json!("BadRequest")), "{told}");
+        assert!(!error["message"].as_str().unwrap().is_empty(), "{told}");
+        assert!(error["hint"].as_str().unwrap().contains("--help"), "{told}");
+    }
+    // Help is no error, and not JSON.
+    let run = hostsnap("unix:/nonexistent", &["--json", "--help"]);
+    assert_eq!((run.code, run.err.as_str()), (0, ""));
+    assert!(run.out.contains("Usage"));
+}
+
+#[test]
+fn a_host_that_is_down_is_said_with_what_to_do() {
+    let nobody = tempfile::tempdir().unwrap();
+    // A socket that the host left: nobody listens on it any more.
+    let left = nobody.path().join("left");
+    drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
+    let absent = nobody.path().join("absent");
+    for socket in [&left, &absent] {
+        let address = format!("unix:{}", socket.display());
+        for command in [&["list"][..], &["show", "latest"], &["delete", "latest"], &["create", "--all"]] {
+            let run = hostsnap(&address, &[&["--json"], command].concat());
+            assert_eq!(run.code, 3, "{command:?}: {}", run.err);
+            assert_eq!(run.out, "");
+            let told: Value = serde_json::from_str(&run.err).unwrap();
+            assert!(told["error"]["message"].as_str().unwrap().contains(&address), "{told}");
+            assert!(!told["error"]["hint"].as_str().unwrap().is_empty(), "{told}");
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,45 @@
+//! A catalog that is damaged, and a state folder that another service has.
+
+use std::fs;
+
+use protocol::Consistency;
+
+use super::stage::{Stage, request};
+
+#[test]
+fn a_damaged_catalog_is_said_kept_and_rebuilt_on_command_with_all_that_was_in_it() {
+    let mut stage = Stage::set();
+    let snapshot = stage.take(&request(Consistency::Filesystem)).unwrap();
+    let before = stage.admin(&["show", "latest", "--json"]).json();
+    stage.kill();
+
+    // Both halves of what a crash of the disk may leave: the log with it.
+    let _ = fs::remove_file(stage.catalog().with_extension("sqlite-wal"));
+    let garbled = vec![0xa5; 20_000];
+    fs::write(stage.catalog(), &garbled).unwrap();
+    let refused = stage.offline(&["serve"]);
+    assert_eq!(refused.code, 8, "{}", refused.err);
+    assert!(refused.err.contains("is damaged") && refused.err.contains("rebuild-catalog"), "{}", refused.err);
+    assert!(fs::read(stage.catalog()).unwrap() == garbled, "it was overwritten");
+
+    let rebuilt = stage.offline(&["rebuild-catalog", "--json"]);
+    assert_eq!(rebuilt.json()["adopted"][0], snapshot.id.to_string(), "{}", rebuilt.err);
+    let (_, aside) = rebuilt.err.trim().split_once("the old catalog is now ").expect("it says where it is");
+    assert!(fs::read(aside).unwrap() == garbled, "it was overwritten");
+
+    stage.start();
+    assert_eq!(stage.admin(&["show", "latest", "--json"]).json(), before);
+    stage.take(&request(Consistency::Filesystem)).unwrap();
+}
+
+#[test]
+fn a_second_service_on_the_same_state_is_refused_and_the_first_goes_on() {
+    let stage = Stage::set();
+    let second = stage.offline(&["serve"]);
+    assert_eq!(second.code, 6, "{}", second.err);
+    assert!(second.err.contains("another hostsnapd") && second.err.contains("stop it"), "{}", second.err);
+    let rebuild = stage.offline(&["rebuild-catalog", "--json"]);
+    assert_eq!(rebuild.code, 6);
+    assert!(rebuild.error()["message"].as_str().unwrap().contains("stop it first"), "{}", rebuild.err);
+    stage.take(&request(Consistency::Filesystem)).unwrap();
+}

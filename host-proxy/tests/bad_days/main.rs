@@ -1,0 +1,8 @@
+//! The real service, as a process with a state folder, a store and a socket of its own, on its bad
+//! days: no room, a damaged catalog, a configuration with a mistake, guests and services that end in
+//! the middle. Each ends in a clear error and its exit code, with nothing lost and nothing left.
+
+mod catalog;
+mod configuration;
+mod stage;
+mod usage;
