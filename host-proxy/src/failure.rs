@@ -1,7 +1,6 @@
 //! How a command ends that failed: its text on stderr, plain or as JSON, and its exit code. One place
 //! for those that ask the service and for those that work without it.
 
-use std::error::Error;
 use std::io;
 use std::process::ExitCode;
 
@@ -62,10 +61,11 @@ fn print(view: &ErrorView<'_>) {
 
 /// What kind, and what to do where the text does not say it.
 fn judge(error: &anyhow::Error) -> (ErrorCode, &'static str) {
-    if is_full(error.as_ref()) {
+    let catalog = error.downcast_ref::<CatalogError>();
+    if catalog.is_some_and(CatalogError::is_full) || is_full(error) {
         return (ErrorCode::NoSpace, "make room in the file system of the state_dir");
     }
-    match error.downcast_ref::<CatalogError>() {
+    match catalog {
         Some(CatalogError::Damaged { .. }) => return (ErrorCode::StorageFailed, ""),
         Some(CatalogError::TooNew { .. }) => return (ErrorCode::Unsupported, ""),
         _ => {}
@@ -84,11 +84,9 @@ fn judge(error: &anyhow::Error) -> (ErrorCode, &'static str) {
 }
 
 /// Whether it comes from a file system without room.
-pub(crate) fn is_full(error: &(dyn Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| Error::source(*error)).any(|cause| {
-        let sqlite = cause.downcast_ref::<rusqlite::Error>().and_then(rusqlite::Error::sqlite_error_code);
-        let kernel = cause.downcast_ref::<io::Error>().map(io::Error::kind);
-        sqlite == Some(rusqlite::ErrorCode::DiskFull)
-            || matches!(kernel, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
-    })
+fn is_full(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
 }

@@ -4,8 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use harness::loopfs::{Kind as Fs, LoopFs};
@@ -23,7 +23,7 @@ use host_proxy::world::World;
 use protocol::evidence::{CallEvidence, Evidence, FileSystemEvidence, Freeze};
 use protocol::fingerprint;
 use protocol::message::{DiskRequest, List, Prepare};
-use protocol::record::Timing;
+use protocol::record::{State, Timing};
 use protocol::text::Labels;
 use protocol::{BoundedVec, Consistency, ErrorCode, RequestId, SnapshotRecord, WireError};
 
@@ -36,6 +36,8 @@ struct Fault {
     fails_at: usize,
     /// How much longer the cut takes.
     slow_cut: Duration,
+    /// What else happens when a snapshot is sealed.
+    at_seal: Option<Arc<dyn Fn() + Send + Sync>>,
     calls: Arc<AtomicUsize>,
 }
 
@@ -120,6 +122,7 @@ impl CutSet for FaultyCut {
     }
     fn seal(self: Box<Self>, manifest: &[u8]) -> Result<(), DriverError> {
         self.fault.call("seal")?;
+        self.fault.at_seal.iter().for_each(|happen| happen());
         self.inner.seal(manifest)
     }
     fn abandon(self: Box<Self>) -> Result<(), DriverError> {
@@ -292,4 +295,31 @@ async fn what_was_cut_before_a_crash_is_kept_only_if_its_user_accepts_that() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_whole_when_the_state_folder_is_full_is_told_and_found_again() {
+    let fs = storage();
+    let state = LoopFs::new(Fs::Ext4, 8);
+    let state_path = state.path();
+    let room = Arc::new(Mutex::new(None));
+    let filler = Arc::clone(&room);
+    let state = Arc::new(state);
+    let at_seal = move || *filler.lock().unwrap() = Some(state.fill());
+    let full = Fault { at_seal: Some(Arc::new(at_seal)), ..Fault::default() };
+    let service = service(&state_path, &fs, &full);
+    let asked = prepare(RequestId::random(), Consistency::Filesystem);
+    let error = take(&service, &asked, Duration::from_secs(60)).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::NoSpace, "{error}");
+    assert!(error.message.as_str().contains("is whole on the storage"), "{error}");
+
+    // Nobody is told that there is none.
+    let known = listed(&service).await;
+    assert!(matches!(&known[..], [one] if one.state == State::Settling), "{known:?}");
+    drop(room.lock().unwrap().take());
+    service.tend().await;
+    let again = take(&service, &asked, Duration::from_secs(60)).await.unwrap();
+    assert_eq!((again.id, again.state), (known[0].id, State::Ready));
+    assert_eq!(again.consistency, Consistency::Filesystem);
+    assert!(service.reconcile().await.unwrap().is_clean());
 }

@@ -1,5 +1,7 @@
 //! A file system of its own, on a loop device, for one test. Needs root, and says so.
 
+use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -72,6 +74,39 @@ impl LoopFs {
     /// The image that it is in.
     pub fn image(&self) -> PathBuf {
         self.folder.path().join("image")
+    }
+}
+
+/// Takes all the room of a file system as long as it lives.
+pub struct Filler(PathBuf);
+
+impl LoopFs {
+    /// Fills it to its last block.
+    ///
+    /// # Panics
+    /// When something else than that ends the writing.
+    pub fn fill(&self) -> Filler {
+        let filler = Filler(self.path().join("filler"));
+        let mut file = File::create(&filler.0).expect("a file");
+        for block in [1 << 16, 4096, 1] {
+            let zeros = vec![0; block];
+            let full = loop {
+                if let Err(error) = file.write_all(&zeros).and_then(|()| file.sync_data()) {
+                    break error;
+                }
+            };
+            assert_eq!(full.kind(), io::ErrorKind::StorageFull, "{full}");
+        }
+        filler
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        let folder = self.0.parent().and_then(|folder| File::open(folder).ok());
+        let _ = std::fs::remove_file(&self.0);
+        // The blocks are free when the journal has the removal.
+        let _ = folder.map(rustix::fs::syncfs);
     }
 }
 

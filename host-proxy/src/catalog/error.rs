@@ -1,5 +1,6 @@
 //! Why the catalog could not be used, and why a reference names no snapshot.
 
+use std::error::Error;
 use std::path::PathBuf;
 
 use protocol::SnapshotId;
@@ -79,6 +80,34 @@ pub enum CatalogError {
     /// A list can't go on behind a snapshot that is long gone or was never there.
     #[error("the list can't go on behind {0}, which is gone: begin it again")]
     UnknownCursor(SnapshotId),
+}
+
+impl CatalogError {
+    /// Whether the file system of the catalog has no room.
+    pub fn is_full(&self) -> bool {
+        self.has_cause(|error| {
+            let code = error.sqlite_error().map(|error| error.extended_code);
+            // The index of the log could not be made (`sqlite3.c`, `unixShmMap`): that is how SQLite
+            // tells it of a database that it opens.
+            error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+                || code == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE)
+        })
+    }
+
+    /// Whether it is damaged.
+    pub fn is_damage(&self) -> bool {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        let is_told_so = |error: &rusqlite::Error| {
+            matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+        };
+        matches!(self, Self::Damaged { .. }) || self.has_cause(is_told_so)
+    }
+
+    fn has_cause(&self, is_it: impl Fn(&rusqlite::Error) -> bool) -> bool {
+        let first: Option<&(dyn Error + 'static)> = Some(self);
+        std::iter::successors(first, |error| Error::source(*error))
+            .any(|error| error.downcast_ref().is_some_and(&is_it))
+    }
 }
 
 /// Why a reference names no snapshot.

@@ -67,8 +67,8 @@ pub(super) fn open(path: &Path) -> Result<Connection, CatalogError> {
         Ok(connection)
     };
     open().map_err(|error| match error {
-        CatalogError::Sql(source) if is_damage(&source) => {
-            CatalogError::Damaged { path: path.to_owned(), report: source.to_string() }
+        error if error.is_damage() && !matches!(error, CatalogError::Damaged { .. }) => {
+            CatalogError::Damaged { path: path.to_owned(), report: crate::service::chain(&error) }
         }
         CatalogError::Sql(source) => CatalogError::Open { path: path.to_owned(), source },
         other => other,
@@ -99,11 +99,6 @@ pub(super) fn check(connection: &Connection, pragma: &str) -> rusqlite::Result<V
         statement.query_map([], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
     lines.retain(|line| line != "ok");
     Ok(lines)
-}
-
-fn is_damage(error: &rusqlite::Error) -> bool {
-    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
-    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
 }
 
 #[cfg(test)]

@@ -40,6 +40,15 @@ pub(super) fn of_catalog(error: &CatalogError) -> WireError {
         return WireError::new(ErrorCode::NotFound, error.to_string());
     }
     tracing::error!("catalog: {}", chain(error));
+    if error.is_full() {
+        return WireError::new(ErrorCode::NoSpace, "the host has no room for its catalog of snapshots")
+            .hint("the host's administrator makes room in the file system of the state_dir");
+    }
+    if error.is_damage() {
+        return WireError::new(ErrorCode::StorageFailed, "the host's catalog of snapshots is damaged").hint(
+            "no snapshot is lost: the host's administrator stops hostsnapd and runs hostsnapd rebuild-catalog",
+        );
+    }
     WireError::new(ErrorCode::Internal, "the host could not use its catalog of snapshots").hint(CHECK)
 }
 

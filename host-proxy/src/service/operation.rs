@@ -259,7 +259,15 @@ impl CutOperation {
             }
             return Err(error);
         }
-        settle::start(common, parts, cut_ended).await
+        if let Err(error) = settle::commit(&common).await {
+            // Whoever asked is told that there is none, so there must be none.
+            if abandon(parts, |cut| cut.abandon()).await {
+                common.forget().await;
+            }
+            let not_kept = format!("the snapshot was cut and not kept: {}", error.message);
+            return Err(WireError::new(error.code, not_kept).hint(error.hint.as_str()));
+        }
+        Ok(settle::start(common, parts, cut_ended))
     }
 }
 

@@ -247,8 +247,11 @@ impl Service {
             record.cut = CutEvidence::Unknown;
         }
         let common = Common { service: Arc::clone(self), draft: record, _claim: claim, _admitted: None };
-        match settle::start(common, cut, Instant::now()).await {
-            Ok(_settling) => report.resumed.push(id),
+        match settle::commit(&common).await {
+            Ok(()) => {
+                settle::start(common, cut, Instant::now());
+                report.resumed.push(id);
+            }
             Err(error) => report.problems.push(format!("{id}: {}", error.message)),
         }
     }

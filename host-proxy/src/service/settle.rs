@@ -56,18 +56,18 @@ impl Settling {
     }
 }
 
-/// Commits what is known and lets the storage settle in the background.
-pub(super) async fn start(
-    common: Common,
-    parts: Vec<Part<Box<dyn CutSet>>>,
-    cut_ended: Instant,
-) -> Result<Settling, WireError> {
+/// Commits what is known. Only then may anybody be told that the snapshot is settling.
+pub(super) async fn commit(common: &Common) -> Result<(), WireError> {
     let record = common.draft.clone();
-    common.service.catalog(move |catalog| catalog.record(&record, Phase::Settling)).await?;
+    common.service.catalog(move |catalog| catalog.record(&record, Phase::Settling)).await
+}
+
+/// Lets the storage settle in the background what was committed.
+pub(super) fn start(common: Common, parts: Vec<Part<Box<dyn CutSet>>>, cut_ended: Instant) -> Settling {
     let record = Box::new(common.draft.clone());
     let (updates, state) = watch::channel(SettleState::Running(Progress { done_bytes: 0, total_bytes: 0 }));
     tokio::spawn(run(common, parts, cut_ended, updates));
-    Ok(Settling { record, state })
+    Settling { record, state }
 }
 
 async fn run(
@@ -164,7 +164,13 @@ async fn finish(common: &Common, phase: Phase) -> SettleState {
     let record = common.draft.clone();
     match common.service.catalog(move |catalog| catalog.record(&record, phase)).await {
         Ok(()) => SettleState::Ready(Box::new(common.draft.clone())),
-        // The storage has it, with its manifest: reconcile brings the catalog up to date.
-        Err(error) => SettleState::Failed(error),
+        // The storage has it, with its manifest: `tend` and `reconcile` bring the catalog up to date.
+        Err(error) => SettleState::Failed(
+            WireError::new(
+                error.code,
+                format!("the snapshot {} is whole on the storage, but {}", common.draft.id, error.message),
+            )
+            .hint(format!("it is ready as soon as the host can write that down; {}", error.hint)),
+        ),
     }
 }

@@ -4,5 +4,6 @@
 
 mod catalog;
 mod configuration;
+mod full;
 mod stage;
 mod usage;

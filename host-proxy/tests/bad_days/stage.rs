@@ -18,7 +18,7 @@ use protocol::message::{Conclude, Cut, DiskRequest, Hello, Prepare, Prepared, Re
 use protocol::record::Timing;
 use protocol::text::Labels;
 use protocol::{
-    BootId, BoundedVec, Consistency, PORT, RequestId, SnapshotRecord, Ticket, VERSIONS, WireError,
+    BootId, BoundedVec, Consistency, PORT, RequestId, SnapshotId, SnapshotRecord, Ticket, VERSIONS, WireError,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -73,6 +73,13 @@ impl Stage {
     /// Everything is there, and the service runs.
     pub(crate) fn set() -> Self {
         let mut stage = Self::unset(None);
+        stage.start();
+        stage
+    }
+
+    /// As `set`, with its state in this folder.
+    pub(crate) fn with_state(state: &Path) -> Self {
+        let mut stage = Self::unset(Some(state));
         stage.start();
         stage
     }
@@ -134,6 +141,11 @@ impl Stage {
         self.process.take().expect("it runs").kill();
     }
 
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        self.start();
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         self.process.as_ref().expect("it runs").signal(signal);
     }
@@ -162,6 +174,14 @@ impl Stage {
     pub(crate) fn listed(&self) -> Vec<String> {
         let list = self.admin(&["list", "--json"]).json();
         list.as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// What the storage holds of snapshots, whole or not.
+    pub(crate) fn on_storage(&self) -> Vec<String> {
+        let Ok(read) = fs::read_dir(self.store.path().join(".hostsnap").join(UUID)) else {
+            return Vec::new();
+        };
+        read.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
 
     fn guests_socket(&self) -> PathBuf {
@@ -265,6 +285,11 @@ pub(crate) fn request(minimum: Consistency) -> Prepare {
         lease_ms: 60_000,
         dry_run: false,
     }
+}
+
+/// The identifier of the snapshot that answers a request.
+pub(crate) fn id_of(prepare: &Prepare) -> String {
+    SnapshotId::derive(UUID.parse().unwrap(), prepare.request).to_string()
 }
 
 pub(crate) fn cut(ticket: Ticket) -> Request {
