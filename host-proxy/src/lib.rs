@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`config`] | what the administrator configures, checked as a whole |
 //! | [`listen`] | where guests come in, and who they are |
-//! | [`session`] | one conversation with a guest |
+//! | [`session`], [`boots`] | one conversation with a guest; which boot of it speaks |
 //! | [`policy`] | who may do what; pure |
 //! | [`service`] | the only room that joins policy, drivers, vmm and catalog |
 //! | [`drivers`] | storage devices that take snapshots |
@@ -18,6 +18,7 @@
 pub mod admin;
 pub mod agent;
 pub mod audit;
+pub mod boots;
 pub mod catalog;
 pub mod check;
 pub mod cli;

@@ -38,6 +38,7 @@ pub use reconcile::Report;
 pub use settle::{SettleState, Settling};
 
 use crate::audit::Audit;
+use crate::boots::Boots;
 use crate::catalog::{Catalog, CatalogError};
 use crate::world::World;
 use in_flight::InFlight;
@@ -51,6 +52,7 @@ pub struct Service {
     world: RwLock<Arc<World>>,
     catalog: Arc<Catalog>,
     audit: Audit,
+    boots: Boots,
     in_flight: InFlight,
     admission: Arc<Semaphore>,
     /// Held while a new intent is decided on and committed.
@@ -64,6 +66,7 @@ impl Service {
             world: RwLock::new(Arc::new(world)),
             catalog: Arc::new(catalog),
             audit,
+            boots: Boots::default(),
             in_flight: InFlight::default(),
             admission: Arc::new(Semaphore::new(ADMITTED)),
             beginning: tokio::sync::Mutex::new(()),
@@ -91,6 +94,11 @@ impl Service {
             Ok(result) => result.map_err(|error| errors::of_catalog(&error)),
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
+    }
+
+    /// Which boot of each guest speaks.
+    pub fn boots(&self) -> &Boots {
+        &self.boots
     }
 
     /// Where decisions are written down.

@@ -81,8 +81,20 @@ impl Session {
             Ok(welcome) => transport::send(stream, &Reply::Hello(welcome)).await?,
             Err(error) => return self.refuse(stream, error).await,
         }
+        let mut boot = hello.boot_id.map(|id| self.service.boots().enter(self.peer.vm, id));
+        let mut over = async || match &mut boot {
+            Some(boot) => boot.over().await,
+            None => std::future::pending().await,
+        };
         loop {
-            match transport::receive(stream, self.wait_limit()).await {
+            let received = tokio::select! {
+                received = transport::receive(stream, self.wait_limit()) => received,
+                () = over() => {
+                    tracing::info!(via = %self.peer.via, "the guest was started anew: its earlier conversation is over");
+                    return Ok(());
+                }
+            };
+            match received {
                 Ok(request) => self.answer(stream, request).await?,
                 Err(TransportError::Silent(_)) if self.give_up_waiting().await => {}
                 Err(error) => return Err(error),

@@ -87,7 +87,8 @@ impl VersionRange {
     }
 }
 
-/// Who speaks. The host believes none of it: it is for the log, and to notice a mistaken CID.
+/// Who speaks. The host believes none of it: it is for the log, to notice a mistaken CID, and to end what
+/// an earlier boot of the same guest had begun.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// What the agent speaks.

@@ -5,5 +5,6 @@
 mod catalog;
 mod configuration;
 mod full;
+mod interrupted;
 mod stage;
 mod usage;

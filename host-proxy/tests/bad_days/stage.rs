@@ -2,7 +2,7 @@
 //! machine, whose guest is the test itself, at the machine's socket.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -202,9 +202,7 @@ impl Stage {
     /// As `greeted`, by this boot of the guest.
     pub(crate) fn greeted_by(&self, boot_id: Option<BootId>) -> Guest {
         let mut guest = self.connect();
-        let agent_version = "0.0.1".parse().unwrap();
-        let hello = Hello { versions: VERSIONS, agent_version, boot_id, vm_uuid: None };
-        let reply = guest.ask(&Request::Hello(hello));
+        let reply = guest.ask(&hello(boot_id));
         assert!(matches!(reply, Reply::Hello(_)), "{reply:?}");
         guest
     }
@@ -224,12 +222,30 @@ impl Guest {
         self.0.write_all(&frame::encode(request).unwrap()).unwrap();
     }
 
+    /// A header that promises more than comes.
+    pub(crate) fn sends_half_a_message(&mut self) {
+        self.0.write_all(&[9, 0, 0, 0, 1]).unwrap();
+    }
+
+    /// Whether it may speak; it greets, and is not heard again.
+    pub(crate) fn let_in(mut self) -> bool {
+        let hello = hello(None);
+        self.0.write_all(&frame::encode(&hello).unwrap()).is_ok()
+            && matches!(self.hears(), Some(Reply::Hello(_)))
+    }
+
     /// `None` where the host hung up.
     pub(crate) fn hears(&mut self) -> Option<Reply> {
         let mut header = [0; HEADER];
-        self.0.read_exact(&mut header).ok()?;
+        match self.0.read_exact(&mut header) {
+            Ok(()) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+                return None;
+            }
+            Err(error) => panic!("neither an answer nor an end: {error}"),
+        }
         let mut payload = vec![0; frame::payload_len(header).unwrap()];
-        self.0.read_exact(&mut payload).ok()?;
+        self.0.read_exact(&mut payload).unwrap();
         Some(frame::decode(&payload).unwrap())
     }
 
@@ -265,6 +281,11 @@ impl Guest {
             other => panic!("{other:?}"),
         }
     }
+}
+
+fn hello(boot_id: Option<BootId>) -> Request {
+    let agent_version = "0.0.1".parse().unwrap();
+    Request::Hello(Hello { versions: VERSIONS, agent_version, boot_id, vm_uuid: None })
 }
 
 /// A request for the disk, worth at least this.
