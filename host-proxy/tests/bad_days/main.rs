@@ -8,3 +8,4 @@ mod full;
 mod interrupted;
 mod stage;
 mod usage;
+mod volumes;

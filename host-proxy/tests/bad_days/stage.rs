@@ -184,6 +184,10 @@ impl Stage {
         read.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
 
+    pub(crate) fn uuid(&self) -> &'static str {
+        UUID
+    }
+
     fn guests_socket(&self) -> PathBuf {
         self.folder.path().join(format!("vsock_{PORT}"))
     }
