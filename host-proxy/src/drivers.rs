@@ -250,6 +250,8 @@ pub enum Kind {
     Unsupported,
     /// The deadline had passed before it was begun.
     DeadlinePassed,
+    /// Nobody answers where the volume is managed.
+    Unreachable,
     /// The caller stopped it.
     Cancelled,
     /// Anything else.

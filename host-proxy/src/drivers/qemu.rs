@@ -69,9 +69,8 @@ fn of_qmp(doing: String, error: QmpError) -> DriverError {
     let kind = match &error {
         QmpError::InUse => Kind::Busy,
         QmpError::TimedOut { .. } => Kind::DeadlinePassed,
-        QmpError::Connect(_) | QmpError::Io(_) | QmpError::Malformed(_) | QmpError::Refused { .. } => {
-            Kind::Failed
-        }
+        QmpError::Connect(_) => Kind::Unreachable,
+        QmpError::Io(_) | QmpError::Malformed(_) | QmpError::Refused { .. } => Kind::Failed,
     };
     DriverError { kind, doing, source: Some(Box::new(error)), undo_failed: None }
 }

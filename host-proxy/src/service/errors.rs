@@ -25,6 +25,11 @@ pub(super) fn of_driver(vm: &str, doing: &str, error: &DriverError) -> WireError
         Kind::NotFound => (ErrorCode::StorageFailed, "the host's storage does not have it", CHECK),
         Kind::Unsupported => (ErrorCode::Unsupported, "the host's storage can't do that", CHECK),
         Kind::DeadlinePassed => (ErrorCode::TimedOut, "the host's storage took too long", CHECK),
+        Kind::Unreachable => (
+            ErrorCode::StorageFailed,
+            "the host can't reach what manages it (QEMU's monitor, the storage device)",
+            CHECK,
+        ),
         Kind::Cancelled => (ErrorCode::Unavailable, "the host stopped it", "try again in a moment"),
         Kind::Failed => (ErrorCode::StorageFailed, "the host's storage failed", CHECK),
     };

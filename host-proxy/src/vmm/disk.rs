@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use protocol::DiskSerial;
@@ -43,6 +43,15 @@ pub enum FindError {
         /// How many.
         count: usize,
     },
+    /// The configured image is not there; whatever QEMU has open, it is not known to be that.
+    #[error("look at the image {}", path.display())]
+    Image {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why it can't be looked at.
+        #[source]
+        source: std::io::Error,
+    },
     /// It is another image than the configuration says.
     #[error("the disk {wanted} of the machine is the image {there}, not the configured one")]
     OtherImage {
@@ -60,7 +69,8 @@ pub fn find(qmp: &mut Qmp, wanted: &DiskSerial, image: &Path) -> Result<Disk, Fi
     let mut there = Vec::new();
     for block in blocks.as_array().into_iter().flatten().filter(|block| block.get("inserted").is_some()) {
         let Some(serial) = serial_of(qmp, block)? else { continue };
-        if serial == wanted.as_str() {
+        // The administrator may have written what the guest reads of it.
+        if serial.parse::<DiskSerial>().is_ok_and(|serial| serial.same_disk(wanted)) {
             found.push(block);
         }
         there.push(serial);
@@ -72,7 +82,9 @@ pub fn find(qmp: &mut Qmp, wanted: &DiskSerial, image: &Path) -> Result<Disk, Fi
     };
     let inserted = &block["inserted"];
     let file = inserted["image"]["filename"].as_str().unwrap_or_default();
-    if is_other_file(Path::new(file), image) {
+    let configured =
+        fs::metadata(image).map_err(|source| FindError::Image { path: image.to_owned(), source })?;
+    if is_other_file(Path::new(file), &configured) {
         return Err(FindError::OtherImage { wanted: wanted.clone(), there: file.to_owned() });
     }
     let node = inserted["node-name"].as_str();
@@ -101,9 +113,6 @@ fn serial_of(qmp: &mut Qmp, block: &Value) -> Result<Option<String>, QmpError> {
 }
 
 /// Whether both are files, and different ones. What QEMU was handed as a descriptor has no name.
-fn is_other_file(there: &Path, configured: &Path) -> bool {
-    match (fs::metadata(there), fs::metadata(configured)) {
-        (Ok(there), Ok(configured)) => (there.dev(), there.ino()) != (configured.dev(), configured.ino()),
-        _ => false,
-    }
+fn is_other_file(there: &Path, configured: &fs::Metadata) -> bool {
+    fs::metadata(there).is_ok_and(|there| (there.dev(), there.ino()) != (configured.dev(), configured.ino()))
 }

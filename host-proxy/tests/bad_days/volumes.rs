@@ -106,3 +106,21 @@ fn a_store_without_room_is_told_whether_by_its_floor_or_by_its_last_block() {
     guest.take(&asked).unwrap();
     assert_eq!(stage.admin(&["reconcile"]).out, "the catalog and the storage agree\n");
 }
+
+#[test]
+fn a_monitor_that_is_gone_is_said_with_what_to_do() {
+    let mut stage = Stage::set();
+    stage.kill();
+    let qmp = stage.store.path().join("qmp");
+    let config = stage.config_text().replace("\"reflink\"", "\"qemu\"");
+    stage.configure(&config.replace("[[vm.disk]]", &format!("qmp = {qmp:?}\n[[vm.disk]]")));
+    stage.start();
+    let error = stage.take(&request(Consistency::Filesystem)).unwrap_err();
+    assert_eq!((error.code, error.code.exit_code()), (ErrorCode::StorageFailed, 8), "{error}");
+    assert!(error.message.as_str().contains("QEMU's monitor"), "{error}");
+    assert!(error.hint.as_str().contains("hostsnapd check"), "{error}");
+    let check = stage.offline(&["check"]);
+    assert_eq!(check.code, 6, "{}", check.out);
+    assert!(check.out.contains(&*qmp.to_string_lossy()), "{}", check.out);
+    assert_eq!((stage.listed().len(), stage.on_storage().len()), (0, 0));
+}

@@ -114,6 +114,11 @@ pub(crate) struct PausedQemu {
 
 impl PausedQemu {
     pub(crate) fn start() -> Self {
+        Self::with_disks(&["one", "two"])
+    }
+
+    /// As `start`, with disks of these serials.
+    pub(crate) fn with_disks(serials: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("hsq-").tempdir_in("/tmp").unwrap();
         let store = LoopFs::new(Kind::Ext4, 64);
         let at = |name: &str| folder.path().join(name);
@@ -132,7 +137,7 @@ impl PausedQemu {
             command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", at(name).display()));
         }
         let mut volumes = Vec::new();
-        for serial in ["one", "two"] {
+        for serial in serials {
             let path = image(folder.path(), serial);
             command.arg("-blockdev").arg(format!(
                 "driver=raw,node-name={serial},file.driver=file,file.filename={}",
@@ -150,6 +155,15 @@ impl PausedQemu {
         });
         let hand = Mutex::new(Qmp::connect(&at("hand"), Duration::from_secs(20)).unwrap());
         Self { process, store, volumes, hand, folder }
+    }
+
+    /// Nobody finds the monitor any more; whoever is connected still is.
+    pub(crate) fn hide_monitor(&self) {
+        fs::rename(self.folder.path().join("qmp"), self.folder.path().join("hidden")).unwrap();
+    }
+
+    pub(crate) fn show_monitor(&self) {
+        fs::rename(self.folder.path().join("hidden"), self.folder.path().join("qmp")).unwrap();
     }
 
     pub(crate) fn kill(&mut self) {
