@@ -124,12 +124,14 @@ impl Talk {
     pub(crate) fn prepared(&mut self, lease: Duration) -> Prepare {
         self.greet();
         let prepare = self.prepare();
-        self.send(&Reply::Prepared(Prepared {
-            ticket: TICKET,
-            id: id_of(&prepare),
-            lease_ms: u32::try_from(lease.as_millis()).unwrap(),
-        }));
+        self.grant(id_of(&prepare), lease);
         prepare
+    }
+
+    /// The ticket, for so long.
+    pub(crate) fn grant(&mut self, id: SnapshotId, lease: Duration) {
+        let lease_ms = u32::try_from(lease.as_millis()).unwrap();
+        self.send(&Reply::Prepared(Prepared { ticket: TICKET, id, lease_ms }));
     }
 
     pub(crate) fn cut(&mut self) -> Cut {

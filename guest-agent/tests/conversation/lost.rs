@@ -8,9 +8,9 @@ use std::time::Duration;
 use guest_agent::flow::{Outcome, Told};
 use protocol::message::Reply;
 use protocol::record::State;
-use protocol::{Consistency, ErrorCode, WireError};
+use protocol::{Consistency, ErrorCode, SnapshotId, WireError};
 
-use super::host::{Host, Script, Talk, record};
+use super::host::{Host, Script, TICKET, Talk, record};
 use super::stage::{Stage, is_frozen};
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -158,4 +158,44 @@ fn a_host_that_stays_away_is_given_up_after_a_while() {
     assert_eq!(error.code.exit_code(), 3, "{error}");
     host.done();
     stage.writes();
+}
+
+const ID: SnapshotId = SnapshotId::from_uuid(uuid::Uuid::from_u128(9));
+
+/// What the host does before it is gone for good.
+fn until(step: usize) -> Script {
+    Box::new(move |talk| {
+        let steps: [&dyn Fn(&mut Talk); 6] = [
+            &|talk| talk.greet(),
+            &|talk| drop(talk.prepare()),
+            &|talk| talk.grant(ID, LEASE),
+            &|talk| assert_eq!(talk.cut().ticket, TICKET),
+            &|talk| talk.cut_done(),
+            &|talk| drop(talk.conclude()),
+        ];
+        steps.iter().take(step).for_each(|next| next(talk));
+    })
+}
+
+#[test]
+fn after_whichever_message_the_host_is_gone_it_is_said_with_what_to_do_and_nothing_is_frozen() {
+    let mut stage = Stage::set();
+    stage.around.limits.lost = Duration::from_millis(300);
+    stage.hook("10-db", "exit 0");
+    for step in 0..=6 {
+        let host = Host::restarting(until(step), Vec::new());
+        let error = stage.create(host.address()).unwrap_err();
+        assert_eq!(error.code.exit_code(), 3, "gone after {step} messages: {error}");
+        // Before it was asked for anything there is nothing to learn by repeating it.
+        let names_the_request = error.hint.as_str().contains(&stage.options.request.to_string());
+        assert_eq!(names_the_request, step >= 1, "gone after {step} messages: {error}");
+        assert!(!error.hint.as_str().is_empty(), "gone after {step} messages: {error}");
+        assert!(!is_frozen(&stage.fs.path()), "gone after {step} messages");
+        stage.writes();
+        host.done();
+    }
+    let calls = stage.hook_calls();
+    let [quiesced, released] =
+        ["10-db pre-freeze", "10-db post-thaw"].map(|call| calls.iter().filter(|one| *one == call).count());
+    assert!(quiesced > 0 && quiesced == released, "{calls:?}");
 }

@@ -395,7 +395,10 @@ impl CutSet for Set {
                 return Err(DriverError::new(Kind::Cancelled, "copy the disks"));
             }
             if let Some(error) = state.error {
-                return Err(DriverError::new(Kind::Failed, format!("copy the disks: QEMU says: {error}")));
+                // A job tells the error of its disk by its text alone (`job.c`, `job_update_rc`: strerror).
+                let kind =
+                    if error.contains("No space left on device") { Kind::NoSpace } else { Kind::Failed };
+                return Err(DriverError::new(kind, format!("copy the disks: QEMU says: {error}")));
             }
             if state.is_done {
                 break;

@@ -166,6 +166,10 @@ impl PausedQemu {
         fs::rename(self.folder.path().join("hidden"), self.folder.path().join("qmp")).unwrap();
     }
 
+    pub(crate) fn fill_to_the_last_block(&self) -> harness::loopfs::Filler {
+        self.store.fill()
+    }
+
     pub(crate) fn kill(&mut self) {
         self.process.kill();
         let _ = fs::remove_file(self.folder.path().join("qmp"));

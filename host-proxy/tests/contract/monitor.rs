@@ -102,3 +102,22 @@ fn serials_are_compared_by_the_20_bytes_that_virtio_carries() {
     let error = bench.driver().check(&named(1, serials[1])).unwrap_err();
     assert!(told(&error).contains("2 disks with the serial"), "{}", told(&error));
 }
+
+#[test]
+fn a_store_that_fills_up_while_qemu_copies_is_told_as_that_and_nothing_is_left() {
+    let bench = PausedQemu::start();
+    for volume in &bench.volumes() {
+        bench.write(volume, 0x66);
+    }
+    let ready = prepare(&bench, owner());
+    let filler = bench.fill_to_the_last_block();
+    let mut cut = ready.cut(soon()).unwrap();
+    let error = settle(&mut *cut).expect_err("there is no room for the copy");
+    assert_eq!(error.kind, Kind::NoSpace, "{}", told(&error));
+    cut.abandon().unwrap();
+    assert_eq!(bench.driver().list().unwrap(), []);
+    drop(filler);
+    let mut cut = prepare(&bench, owner()).cut(soon()).unwrap();
+    settle(&mut *cut).unwrap();
+    cut.seal(b"final").unwrap();
+}

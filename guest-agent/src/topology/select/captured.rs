@@ -2,6 +2,8 @@
 //! tests (a partition, LVM on LUKS, an md mirror, btrfs over two disks with a subvolume, bind
 //! mounts, a file system in a file, an overlay).
 
+use protocol::WireError;
+
 use super::*;
 
 fn layouts() -> Capture {
@@ -65,6 +67,14 @@ fn a_disk_without_serial_and_two_of_one_serial_are_refused() {
     disk(&mut capture, "vda", Some("plain"));
     let told = of_paths(&capture, &["/part"]).unwrap_err().to_string();
     assert!(told.contains("vda") && told.contains("vdg") && told.contains("plain"), "{told}");
+
+    // NVMe and SCSI show the whole serial; the host may know only what virtio carries of it.
+    disk(&mut capture, "vda", Some("pvc-7286dfe6-7c44-40-one"));
+    disk(&mut capture, "vdg", Some("pvc-7286dfe6-7c44-40-two"));
+    let error = WireError::from(of_paths(&capture, &["/part"]).unwrap_err());
+    assert_eq!(error.code.exit_code(), 6, "{error}");
+    assert!(error.message.as_str().contains("vda") && error.message.as_str().contains("vdg"), "{error}");
+    assert!(error.hint.as_str().contains("first 20 bytes"), "{error}");
 }
 
 #[test]
