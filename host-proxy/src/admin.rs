@@ -8,7 +8,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::agent::AgentCreate;
 use protocol::message::{DeleteOutcome, List};
-use protocol::text::{LabelKey, LabelValue, MountPath, Name};
+use protocol::text::{LabelKey, LabelValue, MountPath, Name, SnapshotRef};
 use protocol::view::SnapshotView;
 use protocol::{ErrorCode, RequestId, SnapshotRecord, WireError};
 use serde::Serialize;
@@ -67,20 +67,7 @@ async fn dispatch(command: Command) -> Result<(), WireError> {
             let record = create_one(&ask, create).await?;
             print::snapshot(&record, ask.output);
         }
-        Command::Delete { ask, snapshots } => {
-            for snapshot in snapshots {
-                let show = ControlRequest::Show { vm: None, snapshot };
-                let ControlReply::Snapshot(record) = ask_once(&ask, &show).await? else {
-                    return Err(WireError::new(ErrorCode::Malformed, "the service gave another answer"));
-                };
-                match ask_once(&ask, &ControlRequest::Delete(record.id)).await? {
-                    ControlReply::Deleted(outcome) => {
-                        print::deleted(record.id, outcome == DeleteOutcome::Gone, ask.output);
-                    }
-                    other => return Err(unexpected(&other)),
-                }
-            }
-        }
+        Command::Delete { ask, snapshots } => delete(&ask, snapshots).await?,
         Command::Ping { ask, vm } => match ask_once(&ask, &ControlRequest::Ping(vm.clone())).await? {
             ControlReply::Pong(facts) => print::pong(&vm, &facts, ask.output),
             other => return Err(unexpected(&other)),
@@ -118,6 +105,33 @@ async fn list(ask: &Ask, vm: Option<Name>, labels: Vec<(LabelKey, LabelValue)>) 
     }
     print::snapshots(&records, ask.output);
     Ok(())
+}
+
+async fn delete(ask: &Ask, snapshots: Vec<SnapshotRef>) -> Result<(), WireError> {
+    // All are looked up before the first is deleted: a typing error deletes nothing.
+    let mut ids = Vec::with_capacity(snapshots.len());
+    for snapshot in snapshots {
+        match ask_once(ask, &ControlRequest::Show { vm: None, snapshot }).await? {
+            ControlReply::Snapshot(record) => ids.push(record.id),
+            other => return Err(unexpected(&other)),
+        }
+    }
+    let mut outcomes = Vec::new();
+    let mut failed = Ok(());
+    for id in ids {
+        failed = match ask_once(ask, &ControlRequest::Delete(id)).await {
+            Ok(ControlReply::Deleted(outcome)) => {
+                outcomes.push((id, outcome == DeleteOutcome::Gone));
+                continue;
+            }
+            Ok(other) => Err(unexpected(&other)),
+            Err(error) => Err(error),
+        };
+        break;
+    }
+    // What was deleted is said, whatever came then.
+    print::deleted(&outcomes, ask.output);
+    failed
 }
 
 async fn create_one(ask: &Ask, create: Create) -> Result<Box<SnapshotRecord>, WireError> {

@@ -57,11 +57,15 @@ pub(super) fn snapshot(record: &SnapshotRecord, output: Output) {
     out(&view::block(record));
 }
 
-pub(super) fn deleted(id: SnapshotId, was_there: bool, output: Output) {
+pub(super) fn deleted(outcomes: &[(SnapshotId, bool)], output: Output) {
     if output.json {
-        return json(&json!({ "id": id, "deleted": was_there }), output);
+        let all: Vec<_> =
+            outcomes.iter().map(|(id, was_there)| json!({ "id": id, "deleted": was_there })).collect();
+        return json(&all, output);
     }
-    out(&format!("{id} {}\n", if was_there { "deleted" } else { "was not there" }));
+    for (id, was_there) in outcomes {
+        out(&format!("{id} {}\n", if *was_there { "deleted" } else { "was not there" }));
+    }
 }
 
 pub(super) fn pong(vm: &Name, facts: &AgentFacts, output: Output) {

@@ -1,6 +1,8 @@
 //! Wrong command lines, and a service that is not there.
 
-use super::stage::{Stage, hostsnapd};
+use protocol::Consistency;
+
+use super::stage::{Stage, hostsnapd, request};
 
 /// It was told in plain text: a script that reads JSON could not tell its own mistake from a crash.
 #[test]
@@ -52,4 +54,20 @@ fn what_is_not_there_is_not_found_and_what_there_is_is_named() {
         assert_eq!(run.code, 5, "{command:?}: {}", run.err);
         assert!(run.error()["hint"].as_str().unwrap().contains(hint), "{}", run.err);
     }
+}
+
+/// They were looked up and deleted one by one: what came before the typing error was gone.
+#[test]
+fn a_typing_error_among_several_deletes_nothing_and_what_was_deleted_is_one_array() {
+    let stage = Stage::set();
+    let ids: Vec<String> =
+        (0..2).map(|_| stage.take(&request(Consistency::Filesystem)).unwrap().id.to_string()).collect();
+    let run = stage.admin(&["delete", "--json", &ids[0], "nonsense", &ids[1]]);
+    assert_eq!(run.code, 5, "{}", run.err);
+    assert_eq!((run.out.as_str(), stage.listed().len(), stage.on_storage().len()), ("", 2, 2));
+
+    let deleted = stage.admin(&["delete", "--json", &ids[0], &ids[1]]).json();
+    let told: Vec<_> = deleted.as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap()).collect();
+    assert_eq!(told, ids);
+    assert!(stage.listed().is_empty() && stage.on_storage().is_empty());
 }
