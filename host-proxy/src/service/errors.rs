@@ -67,3 +67,22 @@ pub fn chain(error: &dyn Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+
+    #[test]
+    fn a_catalog_that_is_damaged_while_it_is_open_is_told_as_that_with_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("catalog.sqlite");
+        std::fs::write(&path, vec![0xa5; 20_000]).unwrap();
+        let read = Connection::open(&path).unwrap().query_row("SELECT 1 FROM snapshots", [], |_| Ok(()));
+        let error = of_catalog(&read.unwrap_err().into());
+        assert_eq!((error.code, error.code.exit_code()), (ErrorCode::StorageFailed, 8), "{error}");
+        assert!(error.message.as_str().contains("damaged"), "{error}");
+        assert!(error.hint.as_str().contains("rebuild-catalog"), "{error}");
+    }
+}
