@@ -136,6 +136,23 @@ impl Catalog {
         self.0.lock().expect("no holder of this lock panics")
     }
 
+    /// Whether there is room for another snapshot in the catalog, and for the rest of what was begun.
+    /// Asked before anything is done for it.
+    pub fn has_room(&self) -> Result<(), CatalogError> {
+        let connection = self.connection();
+        let Some(path) = connection.path().map(Path::new) else { return Ok(()) };
+        let stat = rustix::fs::statvfs(path).map_err(|error| CatalogError::File {
+            doing: "look at the room of",
+            path: path.to_owned(),
+            source: error.into(),
+        })?;
+        let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+        match free_bytes < schema::SET_ASIDE {
+            true => Err(CatalogError::NoRoom { path: path.to_owned(), free_bytes }),
+            false => Ok(()),
+        }
+    }
+
     /// Commits that a snapshot is going to be made.
     pub fn begin(&self, record: &SnapshotRecord, digest: &[u8; 16]) -> Result<Begun, CatalogError> {
         let mut connection = self.connection();

@@ -19,6 +19,8 @@ pub enum Kind {
     Xfs,
     /// btrfs
     Btrfs,
+    /// ext2: it can't set blocks aside (fallocate)
+    Ext2,
 }
 
 impl Kind {
@@ -31,6 +33,7 @@ impl Kind {
             Self::Ext4 => "ext4",
             Self::Xfs => "xfs",
             Self::Btrfs => "btrfs",
+            Self::Ext2 => "ext2",
         }
     }
 
@@ -39,6 +42,7 @@ impl Kind {
             Self::Ext4 => &["mkfs.ext4", "-q", "-F"],
             Self::Xfs => &["mkfs.xfs", "-q", "-f", "-m", "reflink=1"],
             Self::Btrfs => &["mkfs.btrfs", "-q", "-f"],
+            Self::Ext2 => &["mkfs.ext2", "-q", "-F"],
         }
     }
 }

@@ -28,6 +28,14 @@ pub enum CatalogError {
         #[source]
         source: rusqlite::Error,
     },
+    /// Its file system is about to be full.
+    #[error("the file system of the catalog {} has only {free_bytes} bytes free", path.display())]
+    NoRoom {
+        /// The file.
+        path: PathBuf,
+        /// How much there is.
+        free_bytes: u64,
+    },
     /// It is damaged. It is never overwritten.
     #[error(
         "the catalog {} is damaged ({report}); nothing is lost, the storage has it all: \
@@ -85,13 +93,14 @@ pub enum CatalogError {
 impl CatalogError {
     /// Whether the file system of the catalog has no room.
     pub fn is_full(&self) -> bool {
-        self.has_cause(|error| {
+        let is_told_so = |error: &rusqlite::Error| {
             let code = error.sqlite_error().map(|error| error.extended_code);
             // The index of the log could not be made (`sqlite3.c`, `unixShmMap`): that is how SQLite
             // tells it of a database that it opens.
             error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
                 || code == Some(rusqlite::ffi::SQLITE_IOERR_SHMSIZE)
-        })
+        };
+        matches!(self, Self::NoRoom { .. }) || self.has_cause(is_told_so)
     }
 
     /// Whether it is damaged.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use rusqlite_migration::{M, Migrations};
+use rustix::fs::FallocateFlags;
 
 use super::CatalogError;
 
@@ -50,6 +51,11 @@ const STEPS: &[M<'_>] = &[
     ),
 ];
 
+/// How many bytes are set aside for the log, so that on a full file system what was begun can be
+/// finished, and snapshots can be deleted to make room: each writes a few pages of 4 KiB. New
+/// snapshots are refused while less than that is free.
+pub(super) const SET_ASIDE: u64 = 1 << 20;
+
 const MIGRATIONS: Migrations<'_> = Migrations::from_slice(STEPS);
 
 pub(super) fn open(path: &Path) -> Result<Connection, CatalogError> {
@@ -64,6 +70,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, CatalogError> {
     let open = || {
         let mut connection = Connection::open(path)?;
         settle_in(&mut connection, path)?;
+        set_room_aside(path);
         Ok(connection)
     };
     open().map_err(|error| match error {
@@ -90,6 +97,21 @@ fn settle_in(connection: &mut Connection, path: &Path) -> Result<(), CatalogErro
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     MIGRATIONS.to_latest(connection).map_err(|source| CatalogError::Migrate { path: path.to_owned(), source })
+}
+
+/// Gives the log blocks beyond its end (fallocate(2), FALLOC_FL_KEEP_SIZE): SQLite does not see them
+/// until it writes there, and cuts them off only with the file. A file system that can't, or has no
+/// room, keeps the service from nothing.
+fn set_room_aside(path: &Path) {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    let aside = OpenOptions::new()
+        .write(true)
+        .open(&log)
+        .and_then(|log| Ok(rustix::fs::fallocate(&log, FallocateFlags::KEEP_SIZE, 0, SET_ASIDE)?));
+    if let Err(error) = aside {
+        tracing::debug!("set room aside for the catalog's log {}: {error}", log.display());
+    }
 }
 
 /// What SQLite's `quick_check` or `integrity_check` finds wrong; nothing if all is well.

@@ -61,6 +61,7 @@ impl Service {
         };
 
         let allowed = self.decide(asker, vm, prepare).await?;
+        self.catalog(|catalog| catalog.has_room()).await?;
         let world = self.world();
         self.prove_volumes(asker, &world, &allowed).await?;
         if prepare.dry_run {

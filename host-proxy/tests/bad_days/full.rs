@@ -13,9 +13,18 @@ fn state() -> LoopFs {
     LoopFs::new(Kind::Ext4, 8)
 }
 
+/// One that can't set anything aside for what was begun.
+fn poor_state() -> LoopFs {
+    LoopFs::new(Kind::Ext2, 8)
+}
+
 #[test]
 fn without_room_for_the_intent_nothing_is_begun_and_what_there_is_can_be_read() {
-    let state = state();
+    nothing_is_begun(&state());
+    nothing_is_begun(&poor_state());
+}
+
+fn nothing_is_begun(state: &LoopFs) {
     let stage = Stage::with_state(&state.path());
     let before = stage.take(&request(Consistency::Filesystem)).unwrap();
     let filler = state.fill();
@@ -45,7 +54,7 @@ fn without_room_for_the_intent_nothing_is_begun_and_what_there_is_can_be_read() 
 #[test]
 fn without_room_for_the_truth_nothing_is_acknowledged_and_nothing_is_left() {
     for minimum in [Consistency::Crash, Consistency::Filesystem] {
-        let state = state();
+        let state = poor_state();
         let mut stage = Stage::with_state(&state.path());
         let asked = request(minimum);
         let mut guest = stage.greeted();
@@ -93,7 +102,7 @@ fn a_service_that_starts_without_room_says_so_and_starts_when_there_is_some() {
 
 #[test]
 fn without_room_nothing_is_deleted_by_half() {
-    let state = state();
+    let state = poor_state();
     let stage = Stage::with_state(&state.path());
     let kept = stage.take(&request(Consistency::Filesystem)).unwrap().id.to_string();
     let filler = state.fill();
@@ -103,4 +112,38 @@ fn without_room_nothing_is_deleted_by_half() {
     drop(filler);
     assert_eq!(stage.admin(&["delete", "latest"]).code, 0);
     assert_eq!((stage.listed().len(), stage.on_storage().len()), (0, 0));
+}
+
+#[test]
+fn what_was_begun_before_the_room_ran_out_is_finished() {
+    let state = state();
+    let mut stage = Stage::with_state(&state.path());
+    let asked = request(Consistency::Filesystem);
+    let mut guest = stage.greeted();
+    let prepared = guest.prepare(&asked).unwrap();
+    let filler = state.fill();
+    guest.asks(&cut(prepared.ticket)).unwrap();
+    let snapshot = guest.asks(&conclude(prepared.ticket)).unwrap();
+    assert!(matches!(&snapshot, Reply::Snapshot(one) if one.id.to_string() == id_of(&asked)), "{snapshot:?}");
+    assert_eq!(guest.prepare(&request(Consistency::Filesystem)).unwrap_err().code, ErrorCode::NoSpace);
+    drop(filler);
+    stage.restart();
+    assert_eq!(stage.listed(), [id_of(&asked)]);
+}
+
+/// The file system of images, snapshots and state was full. To delete a snapshot an intent had to be
+/// written down first, for which there was no room, and so there never was any.
+#[test]
+fn on_a_file_system_that_is_full_snapshots_can_be_deleted_to_make_room() {
+    let stage = Stage::with_state_in_its_store();
+    let snapshots = [(); 3].map(|()| stage.take(&request(Consistency::Filesystem)).unwrap().id.to_string());
+    let filler = stage.store.fill();
+    assert_eq!(stage.take(&request(Consistency::Filesystem)).unwrap_err().code, ErrorCode::NoSpace);
+    for snapshot in &snapshots {
+        let run = stage.admin(&["delete", snapshot, "--json"]);
+        assert_eq!(run.code, 0, "{}", run.err);
+    }
+    assert_eq!((stage.listed().len(), stage.on_storage().len()), (0, 0));
+    drop(filler);
+    stage.take(&request(Consistency::Filesystem)).unwrap();
 }

@@ -84,6 +84,15 @@ impl Stage {
         stage
     }
 
+    /// As `set`, with its state in the file system of its snapshots.
+    pub(crate) fn with_state_in_its_store() -> Self {
+        let mut stage = Self::unset(None);
+        stage.state = stage.store.path().join("state");
+        stage.configure(&stage.config_text());
+        stage.start();
+        stage
+    }
+
     fn unset(state: Option<&Path>) -> Self {
         let store = LoopFs::new(Kind::Xfs, 400);
         let folder = tempfile::tempdir().unwrap();
