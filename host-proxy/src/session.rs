@@ -77,11 +77,13 @@ impl Session {
             Request::Hello(hello) => hello,
             _ => return self.refuse(stream, out_of_order("Hello comes first")).await,
         };
-        match self.welcome(&hello) {
-            Ok(welcome) => transport::send(stream, &Reply::Hello(welcome)).await?,
+        let welcome = match self.welcome(&hello) {
+            Ok(welcome) => welcome,
             Err(error) => return self.refuse(stream, error).await,
-        }
+        };
+        // Before it is answered: whoever speaks after that is later.
         let mut boot = hello.boot_id.map(|id| self.service.boots().enter(self.peer.vm, id));
+        transport::send(stream, &Reply::Hello(welcome)).await?;
         let mut over = async || match &mut boot {
             Some(boot) => boot.over().await,
             None => std::future::pending().await,

@@ -25,7 +25,7 @@ pub struct Output {
 
 #[derive(Default)]
 struct Heard {
-    booted: bool,
+    boots: u32,
     ended: HashMap<u64, Output>,
     gone: bool,
 }
@@ -59,7 +59,7 @@ impl Guest {
             for line in reader.lines().map_while(Result::ok) {
                 let mut heard = heard.lock().expect("no holder of this lock panics");
                 match serde_json::from_str(&line) {
-                    Ok(Say::Booted) => heard.booted = true,
+                    Ok(Say::Booted) => heard.boots += 1,
                     Ok(Say::Ended { id, status, stdout, stderr }) => {
                         heard.ended.insert(id, Output { status, stdout, stderr });
                     }
@@ -73,9 +73,9 @@ impl Guest {
         Self { writer: Arc::new(Mutex::new(stream)), heard, next: Arc::new(AtomicU64::new(1)) }
     }
 
-    /// Whether it has booted.
-    pub fn is_booted(&self) -> bool {
-        self.heard.0.lock().expect("no holder of this lock panics").booted
+    /// How often it has booted.
+    pub fn boots(&self) -> u32 {
+        self.heard.0.lock().expect("no holder of this lock panics").boots
     }
 
     /// Starts a script in the background.

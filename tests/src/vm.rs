@@ -3,10 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+
+use serde_json::json;
 
 use crate::assets;
 use crate::guest::Guest;
@@ -14,6 +17,7 @@ use crate::initramfs::{self, Tools};
 use crate::link::Link;
 use crate::platform::Accel;
 use crate::process::Process;
+use crate::wait::wait_until;
 
 /// How long a guest may take to boot, under emulation on a busy machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
@@ -175,7 +179,7 @@ impl Plan {
             }
         };
         let guest = Guest::over(stream);
-        while !guest.is_booted() {
+        while guest.boots() == 0 {
             qemu.must_live();
             assert!(Instant::now() < limit, "{} did not boot:\n{}", self.name, tail(&serial_log));
             std::thread::sleep(Duration::from_millis(20));
@@ -219,6 +223,27 @@ impl Vm {
     /// Panics if QEMU has ended.
     pub fn must_live(&mut self) {
         self.qemu.must_live();
+    }
+
+    /// Presses its reset button and waits until it is up again. What ran in it never ends.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn reset(&mut self) {
+        let boots = self.guest.boots();
+        let mut monitor = UnixStream::connect(self.folder.path().join("qmp-harness")).expect("a monitor");
+        // It was started so that a reset ends it: that is how a panic of its kernel is noticed.
+        for command in [
+            json!({ "execute": "qmp_capabilities" }),
+            json!({ "execute": "set-action", "arguments": { "reboot": "reset" } }),
+            json!({ "execute": "system_reset" }),
+        ] {
+            writeln!(monitor, "{command}").expect("QEMU listens");
+        }
+        wait_until("it is up again", BOOT_LIMIT, || {
+            self.qemu.must_live();
+            self.guest.boots() > boots
+        });
     }
 
     /// Ends QEMU as a crash of it would.

@@ -2,6 +2,8 @@
 //! real: its service is stopped (SIGSTOP) while the guest's hook runs, so that the guest freezes and
 //! then waits for a cut that does not come.
 
+use std::time::Duration;
+
 use harness::guest::Running;
 use harness::wait::wait_until;
 use rustix::process::Signal;
@@ -141,6 +143,29 @@ fn hostsnapd_killed_after_the_cut_never_passes_off_less_than_was_asked_for() {
     assert_eq!(snapshot["consistency"], "application", "{snapshot}");
     assert_eq!(stage.on_storage(), [snapshot["id"].as_str().unwrap()]);
     writer.goes_on();
+}
+
+/// A reset guest says nothing to its open conversations: what they had begun stayed until its lease was
+/// over. And the guest was not heard meanwhile: it called from the port that its earlier boot had used.
+#[test]
+fn a_guest_that_is_reset_in_the_middle_leaves_nothing_and_is_not_in_its_own_way() {
+    let mut stage = stage("reset");
+    stage.vm.guest.sh("mkdir -p /etc/hostsnap/hooks.d && \
+         printf '#!/bin/sh\\ntouch /run/in-hook\\nexec sleep 1000\\n' > /etc/hostsnap/hooks.d/wait && \
+         chmod 755 /etc/hostsnap/hooks.d/wait");
+    stage.vm.guest.spawn("exec hostsnap create /data");
+    wait_until("the hook runs", LIMIT, || stage.vm.guest.run("test -e /run/in-hook").status == 0);
+    assert_eq!(stage.on_storage().len(), 1, "the host has begun");
+
+    stage.vm.reset();
+    stage.vm.guest.sh("mkdir -p /data && mount /dev/vda /data");
+    let snapshot = stage.create("/data");
+    // Well before its lease is over.
+    wait_until("nothing of the earlier boot is left", Duration::from_secs(20), || {
+        stage.on_storage() == [snapshot["id"].as_str().unwrap()]
+    });
+    assert_eq!(stage.service.json(&["list"]).as_array().map(Vec::len), Some(1));
+    stage.vm.guest.sh("touch /data/written && sync");
 }
 
 /// The hook holds the command up after the thaw, so that it can't conclude; the host has cut and is

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, VsockAddr};
-use protocol::{ErrorCode, PORT, WireError};
+use protocol::{ErrorCode, PORT, RequestId, WireError};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::wire::{Socket, timespec};
@@ -114,7 +114,12 @@ impl HostAddress {
 
     /// Neither `vsock` nor `tokio-vsock` can bind before it connects.
     fn bind_privileged(&self, fd: &OwnedFd) -> Result<(), WireError> {
-        for port in (LOWEST_PORT..FIRST_UNPRIVILEGED_PORT).rev() {
+        // Not from the same one each time: after a reset of this machine the host may still hold a
+        // conversation with a port of the boot before, and hears no new one from there (Linux
+        // `virtio_transport_common.c`: a connected socket ignores VIRTIO_VSOCK_OP_REQUEST).
+        let ports = FIRST_UNPRIVILEGED_PORT - LOWEST_PORT;
+        let first = RequestId::random().as_uuid().as_fields().0 % ports;
+        for port in (0..ports).map(|n| LOWEST_PORT + (first + n) % ports) {
             match socket::bind(fd.as_raw_fd(), &VsockAddr::new(vsock::VMADDR_CID_ANY, port)) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EADDRINUSE) => {}
