@@ -63,10 +63,17 @@ impl Hostsnapd {
     /// # Panics
     /// When it does not come up, with what it printed.
     pub fn start(config: &str) -> Self {
+        Self::start_program(program(), config)
+    }
+
+    /// As `start`, of another build.
+    ///
+    /// # Panics
+    /// When it does not come up, with what it printed.
+    pub fn start_program(program: PathBuf, config: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("hsd-").tempdir_in("/tmp").expect("a folder");
         let config = config.replace("@STATE@", &folder.path().to_string_lossy());
         fs::write(folder.path().join("hostsnapd.toml"), config).expect("a configuration");
-        let program = program();
         let process = Mutex::new(launch(&program, folder.path()));
         let service = Self { process, program, folder };
         service.wait_ready();
@@ -93,6 +100,11 @@ impl Hostsnapd {
         *process = launch(&self.program, self.folder.path());
         drop(process);
         self.wait_ready();
+    }
+
+    /// Its PID.
+    pub fn pid(&self) -> u32 {
+        self.process.lock().expect("no holder of this lock panics").pid()
     }
 
     /// What it printed.

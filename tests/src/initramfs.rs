@@ -85,7 +85,11 @@ const BASE_MODULES: &[&str] = &[
 ];
 
 /// An initramfs, made once for each set of tools and kept with the assets.
-pub fn of(tools: &BTreeSet<Tools>, extra: &[(PathBuf, String)]) -> io::Result<PathBuf> {
+pub fn of(
+    tools: &BTreeSet<Tools>,
+    extra: &[(PathBuf, String)],
+    more_programs: &[(PathBuf, String)],
+) -> io::Result<PathBuf> {
     let mut entries = Entries::default();
     entries.add_file(&which("busybox")?, "/bin/busybox")?;
     entries.add_link("busybox", "/bin/sh");
@@ -108,6 +112,9 @@ pub fn of(tools: &BTreeSet<Tools>, extra: &[(PathBuf, String)]) -> io::Result<Pa
     entries.add_modules(&modules)?;
     for (from, to) in extra {
         entries.add_file(from, to)?;
+    }
+    for (from, to) in more_programs {
+        entries.add_program(from, to)?;
     }
     entries.write()
 }

@@ -1,13 +1,13 @@
 //! A guest's vsock device, as the host sees it.
 
 use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-use vsock::VsockStream;
+use vsock::{VsockListener, VsockStream};
 
 use crate::assets;
 use crate::platform::VsockDevice;
@@ -81,6 +81,24 @@ impl Link {
         }
     }
 
+    /// Listens where the guest's connections to this port of its host arrive.
+    ///
+    /// # Errors
+    /// When somebody else does.
+    pub fn listen(&self, port: u32) -> io::Result<Listener> {
+        Ok(match self {
+            Self::Kernel(_) => {
+                Listener::Vsock(VsockListener::bind_with_cid_port(vsock::VMADDR_CID_HOST, port)?)
+            }
+            Self::Hybrid { base, .. } => {
+                let place = PathBuf::from(format!("{}_{port}", base.display()));
+                // A listener of before leaves its name.
+                let _ = std::fs::remove_file(&place);
+                Listener::Unix(UnixListener::bind(place)?)
+            }
+        })
+    }
+
     /// Connects to a port of the guest.
     ///
     /// # Errors
@@ -108,6 +126,35 @@ impl Link {
                 }
             }
         }
+    }
+}
+
+/// Waits for the guest.
+pub enum Listener {
+    /// At the kernel's device.
+    Vsock(VsockListener),
+    /// At a process'.
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Accepts one connection; on it, reads wait no longer than this.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn accept(&self, silence: Duration) -> io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Self::Vsock(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_read_timeout(Some(silence))?;
+                Box::new(stream)
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_read_timeout(Some(silence))?;
+                Box::new(stream)
+            }
+        })
     }
 }
 

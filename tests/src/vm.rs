@@ -54,6 +54,8 @@ pub struct Plan {
     disks: Vec<Disk>,
     tools: BTreeSet<Tools>,
     extra: Vec<(PathBuf, String)>,
+    programs: Vec<(PathBuf, String)>,
+    ports: Vec<String>,
     uuid: String,
 }
 
@@ -78,6 +80,8 @@ impl Plan {
             disks: Vec::new(),
             tools: BTreeSet::new(),
             extra: Vec::new(),
+            programs: Vec::new(),
+            ports: Vec::new(),
             uuid: format!("5f0b6f3e-8f0c-4c6e-9a55-{:012x}", crc32fast::hash(name.as_bytes())),
         }
     }
@@ -113,6 +117,20 @@ impl Plan {
         self
     }
 
+    /// With a program of this machine and the libraries that it needs.
+    #[must_use]
+    pub fn program(mut self, from: &Path, to: &str) -> Self {
+        self.programs.push((from.to_owned(), to.to_owned()));
+        self
+    }
+
+    /// With one more virtio serial port of this name, for somebody else than the harness.
+    #[must_use]
+    pub fn port(mut self, name: &str) -> Self {
+        self.ports.push(name.to_owned());
+        self
+    }
+
     /// With so much memory.
     #[must_use]
     pub fn memory_mib(mut self, mib: u32) -> Self {
@@ -131,7 +149,7 @@ impl Plan {
         let logs = assets::root().join("logs").join(&self.name);
         let _ = fs::remove_dir_all(&logs);
         fs::create_dir_all(&logs).expect("a folder for logs");
-        let initramfs = initramfs::of(&self.tools, &self.extra).expect("an initramfs");
+        let initramfs = initramfs::of(&self.tools, &self.extra, &self.programs).expect("an initramfs");
 
         let link = Link::start(folder.path(), &logs);
         let memory = self.memory_mib;
@@ -161,6 +179,12 @@ impl Plan {
             .arg(format!("socket,id=harness,path={},server=on,wait=off", at("harness").display()))
             .arg("-device")
             .arg(format!("virtserialport,chardev=harness,name={}", crate::serial::PORT));
+        for name in &self.ports {
+            command
+                .arg("-chardev")
+                .arg(format!("socket,id={name},path={},server=on,wait=off", at(name).display()));
+            command.arg("-device").arg(format!("virtserialport,chardev={name},name={name}"));
+        }
         for name in ["qmp", "qmp-harness"] {
             command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", at(name).display()));
         }
@@ -220,6 +244,16 @@ impl Vm {
         self.folder.path().join("qmp")
     }
 
+    /// A QMP socket beside it, for tests and benchmarks.
+    pub fn second_monitor(&self) -> PathBuf {
+        self.folder.path().join("qmp-harness")
+    }
+
+    /// This machine's end of a serial port that was planned.
+    pub fn port(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
     /// Panics if QEMU has ended.
     pub fn must_live(&mut self) {
         self.qemu.must_live();
@@ -231,7 +265,7 @@ impl Vm {
     /// When it does not come up.
     pub fn reset(&mut self) {
         let boots = self.guest.boots();
-        let mut monitor = UnixStream::connect(self.folder.path().join("qmp-harness")).expect("a monitor");
+        let mut monitor = UnixStream::connect(self.second_monitor()).expect("a monitor");
         // It was started so that a reset ends it: that is how a panic of its kernel is noticed.
         for command in [
             json!({ "execute": "qmp_capabilities" }),

@@ -68,7 +68,7 @@ fn on_real_vhost_vsock_a_guest_in_a_guest_snapshots_its_disk() {
          hostsnap create /data --label from=within\necho ended $?\n",
     )
     .unwrap();
-    let inner = initramfs::of(&[].into(), &[(autorun, "/autorun".to_owned())]).unwrap();
+    let inner = initramfs::of(&[].into(), &[(autorun, "/autorun".to_owned())], &[]).unwrap();
     let vm = Plan::new("nested")
         .memory_mib(2048)
         .tools([Tools::Host])

@@ -6,8 +6,10 @@
 //! | `debian` | Debian's and Ubuntu's packages |
 //! | `tiers` | the tests, and the count of them |
 //! | `fuzz` | tier 2: the fuzz targets, for a short while |
+//! | `bench` | the benchmarks |
 //! | `demo` | the main job, shown |
 
+mod bench;
 mod debian;
 mod demo;
 mod fuzz;
@@ -41,6 +43,9 @@ enum Command {
         /// Only tests whose names contain this
         filter: Option<String>,
     },
+    /// Measure, beside a floor and beside others, in the same run; nothing is asserted
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Write man pages and completions into packaging/
     Gen,
 }
@@ -61,6 +66,7 @@ fn main() -> ExitCode {
             Driver::Btrfs => "btrfs",
         }),
         Command::Test { filter } => tiers::run(filter.as_deref()),
+        Command::Bench(bench) => bench::run(&bench),
         Command::Gen => setup::generate_docs(),
     };
     match result {

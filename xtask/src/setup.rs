@@ -17,7 +17,8 @@ pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is in the project").to_owned()
 }
 
-fn folder() -> PathBuf {
+/// Where everything is kept.
+pub(crate) fn folder() -> PathBuf {
     root().join("target/vm")
 }
 
@@ -93,37 +94,29 @@ fn vsock_device() -> Result<()> {
 /// `hostsnapd` for this machine, and static programs for the guests.
 pub(crate) fn programs() -> Result<()> {
     cargo(&["build", "--quiet", "-p", "host-proxy", "-p", "guest-agent", "-p", "tests"], &[])?;
-    let target = folder().join("static-target");
-    let target_text = target.to_string_lossy().into_owned();
-    let triple = concat!(env!("XTASK_ARCH"), "-unknown-linux-gnu");
-    let arguments = [
-        "build",
-        "--quiet",
-        "--profile",
-        "guest",
-        "--target",
-        triple,
-        "-p",
-        "guest-agent",
-        "-p",
-        "host-proxy",
-        "-p",
-        "tests",
-        "--bins",
-    ];
-    let environment =
-        [("CARGO_TARGET_DIR", target_text.as_str()), ("RUSTFLAGS", "-C target-feature=+crt-static")];
-    cargo(&arguments, &environment)?;
+    let built = build_static("guest", &["-p", "guest-agent", "-p", "host-proxy", "-p", "tests", "--bins"])?;
     let place = folder().join("static");
     fs::create_dir_all(&place)?;
-    for program in ["hostsnap", "hostsnapd", "guest-init", "app-writer", "vsock-probe"] {
-        let built = target.join(triple).join("guest").join(program);
+    for program in ["hostsnap", "hostsnapd", "guest-init", "app-writer", "vsock-probe", "stall-probe"] {
+        let built = built.join(program);
         let kept = place.join(program);
         if fs::read(&built)? != fs::read(&kept).unwrap_or_default() {
             fs::copy(&built, &kept).with_context(|| format!("keep {program}"))?;
         }
     }
     Ok(())
+}
+
+/// Builds programs that need no library of the machine that they run on; the folder where they are.
+pub(crate) fn build_static(profile: &str, what: &[&str]) -> Result<PathBuf> {
+    let target = folder().join("static-target");
+    let target_text = target.to_string_lossy().into_owned();
+    let triple = concat!(env!("XTASK_ARCH"), "-unknown-linux-gnu");
+    let options = ["build", "--quiet", "--profile", profile, "--target", triple];
+    let environment =
+        [("CARGO_TARGET_DIR", target_text.as_str()), ("RUSTFLAGS", "-C target-feature=+crt-static")];
+    cargo(&[&options, what].concat(), &environment)?;
+    Ok(target.join(triple).join(profile))
 }
 
 /// Man pages and completions, from the command lines themselves.

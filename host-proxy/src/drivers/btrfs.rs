@@ -2,7 +2,7 @@
 //! in it at one instant. The snapshots live in `.hostsnap`, a subvolume of its own inside the
 //! store: a btrfs snapshot does not descend into other subvolumes, so they do not hold each other.
 
-mod ioctl;
+pub mod ioctl;
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;

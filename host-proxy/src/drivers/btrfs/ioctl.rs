@@ -40,7 +40,7 @@ fn name_in<const N: usize>(name: &str) -> Result<[u8; N]> {
 }
 
 /// Snapshots the subvolume `source`, read-only, as `name` in the folder `parent`.
-pub(super) fn snapshot(parent: impl AsFd, name: &str, source: impl AsFd) -> Result<()> {
+pub fn snapshot(parent: impl AsFd, name: &str, source: impl AsFd) -> Result<()> {
     let args = ArgsV2 {
         fd: source.as_fd().as_raw_fd().into(),
         transid: 0,
@@ -54,7 +54,7 @@ pub(super) fn snapshot(parent: impl AsFd, name: &str, source: impl AsFd) -> Resu
 }
 
 /// Makes an empty subvolume `name` in the folder `parent`.
-pub(super) fn create(parent: impl AsFd, name: &str) -> Result<()> {
+pub fn create(parent: impl AsFd, name: &str) -> Result<()> {
     let args = ArgsV2 { fd: 0, transid: 0, flags: 0, unused: [0; 4], name: name_in(name)? };
     // SAFETY: BTRFS_IOC_SUBVOL_CREATE_V2 is _IOW(0x94, 24, btrfs_ioctl_vol_args_v2) and only reads
     // its argument.
@@ -62,7 +62,7 @@ pub(super) fn create(parent: impl AsFd, name: &str) -> Result<()> {
 }
 
 /// Removes the subvolume `name` of the folder `parent`.
-pub(super) fn destroy(parent: impl AsFd, name: &str) -> Result<()> {
+pub fn destroy(parent: impl AsFd, name: &str) -> Result<()> {
     let args = Args { fd: 0, name: name_in(name)? };
     // SAFETY: BTRFS_IOC_SNAP_DESTROY is _IOW(0x94, 15, btrfs_ioctl_vol_args) and only reads its
     // argument.
