@@ -14,21 +14,19 @@ fn main() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let image = blank_image(folder.path(), "data.img", 128);
     let program = assets::asset("release/hostsnap");
-    let vm = Plan::new("size").disk(&image, "data").file(&program, "/usr/bin/hostsnap").boot();
+    let vm = Plan::new("size")
+        .disk(&image, "data")
+        .file(&program, "/usr/bin/hostsnap")
+        .file(&assets::guest_program("stall-probe"), "/usr/bin/stall-probe")
+        .boot();
     let machine = Machine { vm: &vm, name: "app", disks: vec![("data", &image)], more: "" };
     let config = hostsnapd::config("qemu", folder.path(), &[machine]);
     let service = Hostsnapd::start_program(assets::asset("release/hostsnapd"), &config);
     let idle = memory(service.pid(), "VmRSS")?;
 
     vm.guest.sh("mkfs.ext4 -q /dev/vda && mkdir -p /data && mount /dev/vda /data");
-    // The kernel's own account of the command and of the keeper that it waited for, the larger of the two:
-    // getrusage(2), ru_maxrss.
-    let told = vm.guest.sh("time -v hostsnap create /data 2>&1 >/dev/null");
-    let peak = told
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Maximum resident set size (kbytes): "))
-        .context("what time(1) says")?
-        .parse()?;
+    let told = vm.guest.json("stall-probe memory hostsnap create /data");
+    let peak = told["peak_kib"].as_u64().context("what was measured")?;
 
     println!("| what | is | goal |\n|---|---|---|");
     line("static guest program", fs::metadata(&program)?.len() / 1024, 4096);

@@ -1,9 +1,11 @@
-//! What `cargo xtask bench stall` runs in its guests.
+//! What `cargo xtask bench` runs in its guests.
 //!
 //! - `stall-probe run FILE DIRTY_FILE DIRTY_MIB COMMAND…`: writes records to FILE, each one synced, and tells
 //!   the longest time between two of them while COMMAND runs, beside that while nothing runs.
 //! - `stall-probe floor MOUNT PORT`: what freezing a file system around a cut costs at least: nothing
 //!   but the system calls and one round trip to the host.
+//! - `stall-probe memory COMMAND…`: the peak memory of COMMAND, and of each process that it waited for, the
+//!   largest of them. (busybox's `time -v` prints four times as much: it takes KiB for pages.)
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use harness::records;
+use nix::sys::resource::{UsageWho, getrusage};
 use rustix::ioctl::{IntegerSetter, Opcode, ioctl, opcode};
 use serde_json::{Value, json};
 
@@ -36,7 +39,8 @@ fn main() -> Result<()> {
             run(file, dirty_file, dirty_mib.parse()?, Command::new(program).args(rest))?
         }
         ["floor", mount, port] => floor(Path::new(mount), port.parse()?)?,
-        _ => bail!("stall-probe run FILE DIRTY_FILE DIRTY_MIB COMMAND… | floor MOUNT PORT"),
+        ["memory", program, ref rest @ ..] => memory(Command::new(program).args(rest))?,
+        _ => bail!("stall-probe run FILE DIRTY_FILE DIRTY_MIB COMMAND… | floor MOUNT PORT | memory COMMAND…"),
     };
     println!("{printed}");
     Ok(())
@@ -121,6 +125,14 @@ fn run(file: &str, dirty_file: &str, dirty_mib: usize, command: &mut Command) ->
     ensure!(output.status.success(), "the command: {}", output.status);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok(json!({ "base_us": base_us, "stall_us": stall_us, "took_us": took_us, "said": said }))
+}
+
+fn memory(command: &mut Command) -> Result<Value> {
+    let status = command.stdout(Stdio::null()).status().context("run the command")?;
+    ensure!(status.success(), "the command: {status}");
+    // KiB: getrusage(2).
+    let peak_kib = getrusage(UsageWho::RUSAGE_CHILDREN)?.max_rss();
+    Ok(json!({ "peak_kib": peak_kib }))
 }
 
 fn floor(mount: &Path, port: u32) -> Result<Value> {
