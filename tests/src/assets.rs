@@ -32,6 +32,11 @@ pub fn guest_program(name: &str) -> PathBuf {
     asset("static").join(name)
 }
 
+/// A whole Debian with systemd and databases: the image of an ext4 file system.
+pub fn debian() -> PathBuf {
+    asset("debian/root.img")
+}
+
 /// The vsock device.
 pub fn vhost_device_vsock() -> PathBuf {
     asset("tools/bin/vhost-device-vsock")

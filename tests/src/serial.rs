@@ -6,12 +6,15 @@ use serde::{Deserialize, Serialize};
 /// The port's name.
 pub const PORT: &str = "hostsnap.harness";
 
+/// On the kernel's command line, `NAME=SERIAL`: start the whole Debian on the disk with this serial.
+pub const DEBIAN_ROOT: &str = "harness.debian";
+
 /// What the harness says.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Ask {
     /// To find the answer.
     pub id: u64,
-    /// A shell script, run by busybox's `sh`.
+    /// A shell script, run by the guest's `sh`: busybox's, or Debian's.
     pub script: String,
 }
 

@@ -15,12 +15,18 @@ use crate::assets;
 use crate::guest::Guest;
 use crate::initramfs::{self, Tools};
 use crate::link::Link;
+use crate::loopfs::run;
 use crate::platform::Accel;
 use crate::process::Process;
 use crate::wait::wait_until;
 
 /// How long a guest may take to boot, under emulation on a busy machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
+
+const KERNEL_LINE: &str =
+    "console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off tsc=reliable no_timer_check";
+const DEBIAN_MEMORY_MIB: u32 = 1024;
+const DEBIAN_SERIAL: &str = "debian-root";
 
 /// How a disk is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +63,18 @@ pub struct Plan {
     programs: Vec<(PathBuf, String)>,
     ports: Vec<String>,
     uuid: String,
+    root: Root,
+}
+
+/// What it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Root {
+    /// `guest-init` and busybox, all in memory.
+    Initramfs,
+    /// A whole Debian: its changes go to a throwaway overlay.
+    Debian,
+    /// A whole Debian that was copied to this disk of the plan, by its serial.
+    DebianOn(String),
 }
 
 /// A running virtual machine.
@@ -83,7 +101,20 @@ impl Plan {
             programs: Vec::new(),
             ports: Vec::new(),
             uuid: format!("5f0b6f3e-8f0c-4c6e-9a55-{:012x}", crc32fast::hash(name.as_bytes())),
+            root: Root::Initramfs,
         }
+    }
+
+    /// As `new`, with a whole Debian: systemd, databases, `apt`'s usual programs. What the guest does to its
+    /// root file system is thrown away. Data disks are named from `/dev/vda` on: the root is the last.
+    pub fn debian(name: &str) -> Self {
+        Self { root: Root::Debian, memory_mib: DEBIAN_MEMORY_MIB, ..Self::new(name) }
+    }
+
+    /// As `debian`, from this image, a copy of [`assets::debian`]: a disk as any other, which can be snapshotted.
+    pub fn debian_on(name: &str, image: &Path, serial: &str) -> Self {
+        let root = Root::DebianOn(serial.to_owned());
+        Self { root, memory_mib: DEBIAN_MEMORY_MIB, ..Self::new(name) }.disk(image, serial)
     }
 
     /// With a disk.
@@ -153,6 +184,15 @@ impl Plan {
 
         let link = Link::start(folder.path(), &logs);
         let memory = self.memory_mib;
+        let mut kernel_line = KERNEL_LINE.to_owned();
+        let root = match &self.root {
+            Root::Initramfs => None,
+            Root::Debian => Some(DEBIAN_SERIAL),
+            Root::DebianOn(serial) => Some(serial.as_str()),
+        };
+        if let Some(serial) = root {
+            kernel_line += &format!(" {}={serial}", crate::serial::DEBIAN_ROOT);
+        }
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-nic", "none"])
@@ -167,10 +207,7 @@ impl Plan {
             .arg(assets::kernel())
             .arg("-initrd")
             .arg(&initramfs)
-            .args([
-                "-append",
-                "console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off tsc=reliable no_timer_check",
-            ])
+            .args(["-append", &kernel_line])
             .arg("-serial")
             .arg(format!("file:{}", logs.join("serial.log").display()))
             .args(link.arguments(folder.path()))
@@ -190,6 +227,9 @@ impl Plan {
         }
         for (index, disk) in self.disks.iter().enumerate() {
             attach(&mut command, index, disk);
+        }
+        if self.root == Root::Debian {
+            attach_debian(&mut command, &at("root.qcow2"));
         }
         let mut qemu = Process::start(&mut command, &logs.join("qemu.log"));
         let serial_log = logs.join("serial.log");
@@ -231,6 +271,22 @@ fn attach(command: &mut Command, index: usize, disk: &Disk) {
             command.arg("-device").arg(format!("nvme,drive=disk{index},serial={serial},id=dev{index}"))
         }
     };
+}
+
+/// The image is shared by all tests: what is written goes to an overlay, which may be lost with the machine.
+fn attach_debian(command: &mut Command, overlay: &Path) {
+    run(Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+        .arg(assets::debian().canonicalize().expect("it exists"))
+        .arg(overlay));
+    command
+        .arg("-blockdev")
+        .arg(format!(
+            "driver=qcow2,node-name=root,cache.no-flush=on,file.driver=file,file.filename={}",
+            overlay.display()
+        ))
+        .arg("-device")
+        .arg(format!("virtio-blk-pci,drive=root,serial={DEBIAN_SERIAL}"));
 }
 
 impl Vm {

@@ -23,6 +23,7 @@ const PACKAGES: &[&str] = &[
     "cryptsetup-bin",
     "mdadm",
     "python3",
+    "mmdebstrap",
 ];
 
 /// What does not come with its like from one suite: here QEMU's utilities may be newer than what
@@ -117,8 +118,19 @@ fn os_release(key: &str) -> Option<String> {
     Some(value.trim_matches('"').to_owned())
 }
 
-/// The first mirror that apt uses, and the key file that signs it.
+/// The release that this machine is, as a line of apt's sources.
+pub(crate) fn source() -> Option<String> {
+    let release = os_release("VERSION_CODENAME")?;
+    let (mirror, key) = mirror()?;
+    let signed = key.map(|key| format!("[signed-by={key}] ")).unwrap_or_default();
+    // Ubuntu keeps databases in `universe`.
+    let components = if os_release("ID")? == "ubuntu" { "main universe" } else { "main" };
+    Some(format!("deb {signed}{mirror} {release} {components}"))
+}
+
+/// The first mirror of this distribution that apt uses, and the key file that signs it.
 fn mirror() -> Option<(String, Option<String>)> {
+    let distribution = os_release("ID")?;
     let folder = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten();
     let files = folder.map(|entry| entry.path()).chain([Path::new("/etc/apt/sources.list").to_owned()]);
     for file in files {
@@ -127,12 +139,12 @@ fn mirror() -> Option<(String, Option<String>)> {
             text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
         };
         if file.extension().is_some_and(|extension| extension == "sources")
-            && text.contains("debian")
+            && text.contains(&distribution)
             && let Some(mirror) = field("URIs:")
         {
             return Some((mirror, field("Signed-By:")));
         }
-        let line = text.lines().find(|line| line.starts_with("deb ") && line.contains("debian"));
+        let line = text.lines().find(|line| line.starts_with("deb ") && line.contains(&distribution));
         if let Some(mirror) = line.and_then(|line| line.split_whitespace().find(|word| word.contains("://")))
         {
             return Some((mirror.to_owned(), None));

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `setup` | what must be there, made if it is missing, kept under `target/vm` |
 //! | `debian` | Debian's and Ubuntu's packages |
+//! | `debian_guest` | a whole Debian, for stories with systemd and databases |
 //! | `tiers` | the tests, and the count of them |
 //! | `fuzz` | tier 2: the fuzz targets, for a short while |
 //! | `bench` | the benchmarks |
@@ -11,6 +12,7 @@
 
 mod bench;
 mod debian;
+mod debian_guest;
 mod demo;
 mod fuzz;
 mod setup;
@@ -59,7 +61,7 @@ enum Driver {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Setup => setup::all(),
+        Command::Setup => setup::for_tests(),
         Command::Demo { driver } => demo::run(match driver {
             Driver::Qemu => "qemu",
             Driver::Reflink => "reflink",

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::debian;
+use crate::{debian, debian_guest};
 
 /// The vsock device that needs nothing of the host's kernel.
 const VHOST_DEVICE_VSOCK: &str = "0.3.0";
@@ -22,7 +22,13 @@ pub(crate) fn folder() -> PathBuf {
     root().join("target/vm")
 }
 
-/// Everything.
+/// What the tests need: everything, and a whole Debian as a guest.
+pub(crate) fn for_tests() -> Result<()> {
+    all()?;
+    debian_guest::make(&folder().join("debian")).context("make a Debian for the guests")
+}
+
+/// What the demo needs.
 pub(crate) fn all() -> Result<()> {
     debian::install()?;
     fs::create_dir_all(folder())?;

@@ -17,7 +17,7 @@ struct Count {
 
 /// Sets up what is missing, then runs everything.
 pub(crate) fn run(filter: Option<&str>) -> Result<()> {
-    setup::all()?;
+    setup::for_tests()?;
     let mut count = Count::default();
     if filter.is_none() {
         count.step("formatting", setup::cargo(&["fmt", "--all", "--check"], &[]));

@@ -1,5 +1,4 @@
-//! The first process of the tests' guests: mounts the usual, loads modules, runs what the harness
-//! asks. It lives in memory, so it is never frozen.
+//! Runs what the harness asks, over the serial port.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -11,27 +10,8 @@ use std::time::Duration;
 
 use harness::serial::{Ask, PORT, Say};
 
-fn main() {
-    if let Err(error) = serve() {
-        eprintln!("guest-init: {error:#}");
-    }
-    // The end of the first process is a panic of the kernel, which ends QEMU (panic=-1, -no-reboot).
-}
-
-fn serve() -> anyhow::Result<()> {
-    for (kind, at) in
-        [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run"), ("tmpfs", "/tmp")]
-    {
-        fs::create_dir_all(at)?;
-        run(&format!("/bin/busybox mount -t {kind} {kind} {at}"));
-    }
-    run("/bin/busybox --install -s /bin; mkdir -p /dev/pts /dev/shm; mount -t devpts devpts /dev/pts; \
-         mount -t tmpfs tmpfs /dev/shm; ip link set lo up; \
-         for m in $(cat /modules.list); do modprobe $m || echo \"no module $m\"; done");
-    // A guest within a guest has nobody to ask it.
-    if std::path::Path::new("/autorun").exists() {
-        run("sh /autorun > /dev/console 2>&1");
-    }
+/// Until the harness is gone.
+pub(super) fn serve() -> anyhow::Result<()> {
     let port = loop {
         match find_port() {
             Some(port) => break port,
@@ -62,16 +42,6 @@ fn serve() -> anyhow::Result<()> {
         });
     }
     Ok(())
-}
-
-fn run(script: &str) {
-    let status = Command::new("/bin/busybox")
-        .args(["sh", "-c", script])
-        .env("PATH", "/bin:/sbin:/usr/bin:/usr/sbin")
-        .status();
-    if !matches!(&status, Ok(status) if status.success()) {
-        eprintln!("guest-init: {script}: {status:?}");
-    }
 }
 
 fn find_port() -> Option<PathBuf> {
