@@ -119,6 +119,9 @@ pub struct Create {
     /// kept. More is always tried for
     #[arg(long, default_value = "filesystem")]
     pub consistency: Consistency,
+    /// Keep a snapshot that is worth less, too: it says what it is worth, and the exit code is 7
+    #[arg(long)]
+    pub keep_anyway: bool,
     /// Let the host remove it after this time, such as 7d
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub keep_for: Option<Duration>,

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::cli::{Cli, Command, Create};
 use crate::client::{Client, HostAddress, Limits};
-use crate::flow::{self, Options, Outcome, Surroundings, Target, Told};
+use crate::flow::{self, Options, Otherwise, Outcome, Surroundings, Target, Told};
 use crate::freeze::{self, Emergency};
 use crate::topology::select::{self, DiskOverview};
 use crate::topology::{capture, mountinfo};
@@ -89,6 +89,7 @@ fn take(create: Create, host: HostAddress, json: bool) -> Result<(), WireError> 
         labels: protocol::args::labels(create.labels)?,
         note: create.note,
         minimum: create.consistency,
+        otherwise: if create.keep_anyway { Otherwise::Keep } else { Otherwise::Remove },
         keep_for: create.keep_for,
         freeze_timeout: create.freeze_timeout,
         request: create.request_id.unwrap_or_else(RequestId::random),
@@ -108,7 +109,10 @@ fn take(create: Create, host: HostAddress, json: bool) -> Result<(), WireError> 
     });
     bar.finish_and_clear();
     match outcome? {
-        Outcome::Snapshot(record) => print::snapshot(&record, json),
+        Outcome::Snapshot(record) => {
+            print::snapshot(&record, json);
+            flow::reached(&record, create.consistency)?;
+        }
         Outcome::Planned { planned, target } => print::plan(&planned, &target, &left_out(&target), json),
     }
     Ok(())

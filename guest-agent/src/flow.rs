@@ -11,10 +11,12 @@
 //! | `stop` | ^C and the stop of the service meanwhile |
 //! | `target` | what is to be taken: disks with their fingerprints, file systems in freeze order |
 //! | `evidence` | what was seen, in the protocol's terms |
+//! | `minimum` | the least that is acceptable, and what is kept anyway |
 
 mod attempt;
 mod cut;
 mod evidence;
+mod minimum;
 mod quiet;
 mod stop;
 mod target;
@@ -31,6 +33,7 @@ use crate::client::{HostAddress, Limits};
 use crate::freeze;
 use crate::hooks::Hooks;
 use attempt::{Attempt, Failure};
+pub use minimum::{Otherwise, reached};
 pub use target::Target;
 
 /// How long another snapshot of this machine is waited for.
@@ -52,6 +55,8 @@ pub struct Options {
     pub note: Note,
     /// The least that is acceptable.
     pub minimum: Consistency,
+    /// What becomes of a snapshot that is worth less.
+    pub otherwise: Otherwise,
     /// For how long to keep it.
     pub keep_for: Option<Duration>,
     /// The longest freeze.
@@ -143,13 +148,19 @@ pub fn create_of(
     around: &Surroundings,
     tell: &mut dyn FnMut(Told),
 ) -> Result<Outcome, WireError> {
-    let hooks = Hooks::find(&around.hooks, around.hook_limit)?;
-    if options.minimum == Consistency::Application && hooks.is_empty() {
-        return Err(WireError::new(
-            ErrorCode::BadRequest,
-            format!("application consistency needs hooks, and there is none in {}", around.hooks.display()),
-        )
-        .hint("add one that quiesces the application, or accept --consistency filesystem"));
+    let mut hooks = Hooks::find(&around.hooks, around.hook_limit)?;
+    if options.accepted() == Consistency::Application {
+        if hooks.is_empty() {
+            return Err(WireError::new(
+                ErrorCode::BadRequest,
+                format!(
+                    "application consistency needs hooks, and there is none in {}",
+                    around.hooks.display()
+                ),
+            )
+            .hint("add one that quiesces the application, or accept --consistency filesystem"));
+        }
+        hooks = hooks.all_required();
     }
     let attempt = Attempt { options, target, around, hooks: &hooks };
     let mut freezes = 0;

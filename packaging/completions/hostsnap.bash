@@ -95,7 +95,7 @@ _hostsnap() {
             return 0
             ;;
         hostsnap__subcmd__create)
-            opts="-h --all --label --note --consistency --keep-for --freeze-timeout --request-id --dry-run --no-wait --json --host --help"
+            opts="-h --all --label --note --consistency --keep-anyway --keep-for --freeze-timeout --request-id --dry-run --no-wait --json --host --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

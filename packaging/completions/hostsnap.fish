@@ -45,6 +45,7 @@ complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l freeze-time
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l request-id -d 'Repeating a request with the same identifier gives the same snapshot' -r
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l all -d 'Take all disks that hold a mounted file system or that the host knows'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l keep-anyway -d 'Keep a snapshot that is worth less, too: it says what it is worth, and the exit code is 7'
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l dry-run -d 'Check everything and say what would be done; freeze and take nothing'
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l no-wait -d 'Do not wait until the snapshot is durable and whole'
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand create" -l json -d 'Print JSON; errors too, on stderr'

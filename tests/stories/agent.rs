@@ -33,7 +33,7 @@ fn a_command_that_is_stopped_releases_what_it_quiesced_and_tells_the_host() {
     stage.vm.guest.sh("kill -TERM $(cat /run/create); touch /run/go");
     let ended = create.wait();
     assert_eq!(ended.status, 128 + 15, "it ends by the signal: {}", ended.stderr);
-    assert_eq!(stage.vm.guest.sh("cat /run/hook-calls"), "pre-freeze\npost-thaw\n");
+    assert_eq!(stage.vm.guest.sh("cat /run/hook-calls"), "pre-freeze\nfreeze-failed\npost-thaw\n");
     assert!(stage.on_storage().is_empty(), "{:?}", stage.on_storage());
     stage.vm.guest.sh("touch /data/written && sync");
     // Nothing is left behind that would be in the next one's way.

@@ -8,7 +8,7 @@ use protocol::agent::{AgentCreate, AgentPhase, AgentStatus};
 use protocol::message::Progress;
 use protocol::{ErrorCode, SnapshotId, SnapshotRecord, WireError};
 
-use crate::flow::{self, Options, Outcome, Surroundings, Told};
+use crate::flow::{self, Options, Otherwise, Outcome, Surroundings, Told};
 
 /// The guest's own limit on how long it lets itself be frozen, in milliseconds.
 const LONGEST_FREEZE_MS: u32 = 60_000;
@@ -97,6 +97,7 @@ fn options_of(create: AgentCreate) -> Options {
         labels: create.labels,
         note: create.note,
         minimum: create.minimum,
+        otherwise: Otherwise::Remove,
         keep_for: create.keep_for_s.map(Duration::from_secs),
         freeze_timeout: Duration::from_millis(create.freeze_timeout_ms.clamp(1, LONGEST_FREEZE_MS).into()),
         request: create.request,

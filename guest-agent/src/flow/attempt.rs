@@ -14,8 +14,9 @@ use crate::client::{Client, ClientError, Readiness, WireFailure};
 use crate::freeze::FreezeLock;
 use crate::hooks::Hooks;
 
-/// What is asked for besides the freeze: hooks, flushing, arming.
-const LEASE_FOR_QUIESCE_MS: u32 = 90_000;
+/// What is asked for besides the freeze: flushing, arming, and at least so long for hooks.
+const LEASE_FOR_FLUSH: Duration = Duration::from_secs(30);
+const LEASE_FOR_HOOKS: Duration = Duration::from_secs(60);
 /// How often a snapshot that was found settling is asked for.
 const SETTLE_POLL: Duration = Duration::from_millis(200);
 
@@ -90,16 +91,17 @@ impl Attempt<'_> {
     }
 
     fn request(&self) -> Prepare {
-        let freeze_ms = u32::try_from(self.options.freeze_timeout.as_millis()).unwrap_or(u32::MAX);
+        let hooks = self.hooks.longest().max(LEASE_FOR_HOOKS);
+        let lease = self.options.freeze_timeout + LEASE_FOR_FLUSH + hooks;
         Prepare {
             request: self.options.request,
             disks: self.target.requests(),
             mounts: self.target.mounts(),
             labels: self.options.labels.clone(),
             note: self.options.note.clone(),
-            minimum: self.options.minimum,
+            minimum: self.options.accepted(),
             keep_for_s: self.options.keep_for.map(|time| time.as_secs()),
-            lease_ms: freeze_ms.saturating_add(LEASE_FOR_QUIESCE_MS),
+            lease_ms: u32::try_from(lease.as_millis()).unwrap_or(u32::MAX),
             dry_run: self.options.dry_run,
         }
     }
@@ -119,7 +121,7 @@ impl Attempt<'_> {
             let lost = unusable(ErrorCode::StorageFailed, "was lost by the storage".to_owned());
             return Err(Failure::Final(lost));
         }
-        if record.consistency < self.options.minimum {
+        if record.consistency < self.options.accepted() {
             let less = format!("is only {}-consistent: {}", record.consistency, record.consistency_reason);
             return Err(Failure::Final(unusable(ErrorCode::ConsistencyNotReached, less)));
         }

@@ -14,7 +14,7 @@ use super::stop::Patience;
 use super::{Told, chain, cut, micros};
 use crate::client::{Client, ClientError};
 use crate::freeze::{self, FreezeLock, Frozen, NotHeld, Plan};
-use crate::hooks::Quiesced;
+use crate::hooks::{Ended, Occasion, Quiesced};
 
 /// How long flushing before the freeze may take.
 const FLUSH_LIMIT: Duration = Duration::from_secs(30);
@@ -52,13 +52,19 @@ impl Quiet<'_> {
         tell: &mut dyn FnMut(Told),
     ) -> Result<(), NotCut> {
         let began = Instant::now();
-        let quiesced =
-            self.attempt.hooks.quiesce(self.attempt.options.request, &self.attempt.target.mount_points());
+        let target = self.attempt.target;
+        let quiesced = self.attempt.hooks.quiesce(&Occasion {
+            request: self.attempt.options.request,
+            snapshot: self.prepared.id,
+            mounts: &target.mount_points(),
+            disks: &target.serials(),
+        });
         seen.timing.hooks_us = micros(began);
         seen.hooks = quiesced.evidence();
         let result = self.quiesced_cut(client, &quiesced, seen, tell);
         tell(Told::Phase(AgentPhase::Settling));
-        quiesced.release();
+        let held = result.is_ok() && seen.freeze == Freeze::Held;
+        seen.hooks = quiesced.release(if held { Ended::Cut } else { Ended::NotCut });
         result
     }
 
@@ -69,16 +75,9 @@ impl Quiet<'_> {
         seen: &mut Seen,
         tell: &mut dyn FnMut(Told),
     ) -> Result<(), NotCut> {
-        let minimum = self.attempt.options.minimum;
-        if let Some(hook) = quiesced.failed().filter(|_| minimum == Consistency::Application) {
-            let error = format!(
-                "the hook {} {}, so application consistency can't be reached",
-                hook.name, hook.outcome
-            );
-            return Err(NotCut::GaveUp(
-                WireError::new(ErrorCode::HookFailed, error)
-                    .hint("its output is in the log; or accept --consistency filesystem"),
-            ));
+        let minimum = self.attempt.options.accepted();
+        if let Some(hook) = quiesced.refused() {
+            return Err(NotCut::GaveUp(self.attempt.options.hook_failed(hook)));
         }
         self.go_on()?;
         let began = Instant::now();

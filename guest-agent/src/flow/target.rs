@@ -8,7 +8,7 @@ use protocol::fingerprint::{self, Fingerprint};
 use protocol::message::DiskRequest;
 use protocol::record::MountRecord;
 use protocol::text::MountPath;
-use protocol::{BoundedVec, ErrorCode, WireError};
+use protocol::{BoundedVec, DiskSerial, ErrorCode, WireError};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -131,6 +131,10 @@ impl Target {
             ),
         )
         .hint("stop what uses it (lsblk shows it), leave the disk out, or accept --consistency crash"))
+    }
+
+    pub(super) fn serials(&self) -> Vec<DiskSerial> {
+        self.disks.iter().map(|(disk, _)| disk.serial.clone()).collect()
     }
 
     pub(super) fn mount_points(&self) -> Vec<PathBuf> {

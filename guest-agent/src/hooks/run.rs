@@ -1,10 +1,8 @@
-//! One run of one hook: its environment, its time limit, the end of what it printed.
+//! One run of one hook: its environment, its time limit.
 
-use std::collections::VecDeque;
-use std::ffi::OsStr;
-use std::io::{self, PipeReader, Read};
+use std::ffi::{OsStr, OsString};
+use std::io::{self, PipeReader};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -15,32 +13,42 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-/// How much of the end of what a hook prints is logged.
-const OUTPUT_BYTES: usize = 4096;
+use super::kin;
+use super::tail::Tail;
+
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Names the run, in the environment of all that it starts.
+const MARK: &str = "HOSTSNAP_HOOK";
 
 /// What to run.
 pub(super) struct Job<'a> {
     pub(super) program: &'a Path,
-    /// Its argument.
-    pub(super) when: &'a str,
-    pub(super) request: &'a str,
-    /// One a line.
-    pub(super) mounts: &'a [u8],
-    pub(super) result: Option<&'a str>,
+    pub(super) argument: &'a str,
+    pub(super) environment: &'a [(&'static str, OsString)],
 }
 
-/// Runs it to its end, or to the limit: then it is killed with its whole process group.
+/// Runs it to its end, or to the limit: then it is killed with all that it started.
 pub(super) fn run(job: &Job<'_>, limit: Duration) -> HookOutcome {
     let name = job.program.display();
     let mut tail = Tail::default();
     let outcome = started(job).and_then(|(child, output)| watch(child, output, limit, &mut tail));
+    if matches!(outcome, Ok(HookOutcome::TimedOut))
+        && let Some(mark) = job.mark()
+    {
+        kin::kill(MARK, mark);
+    }
     match &outcome {
-        Ok(HookOutcome::Exited(0)) => tracing::debug!("hook {name} {}: {}", job.when, tail.text()),
-        Ok(outcome) => tracing::warn!("hook {name} {} {outcome}: {}", job.when, tail.text()),
-        Err(error) => tracing::warn!("start the hook {name} {}: {error}", job.when),
+        Ok(HookOutcome::Exited(0)) => tracing::debug!("hook {name} {}: {}", job.argument, tail.text()),
+        Ok(outcome) => tracing::warn!("hook {name} {} {outcome}: {}", job.argument, tail.text()),
+        Err(error) => tracing::warn!("start the hook {name} {}: {error}", job.argument),
     }
     outcome.unwrap_or(HookOutcome::NotStarted)
+}
+
+impl Job<'_> {
+    fn mark(&self) -> Option<&OsStr> {
+        self.environment.iter().find(|(name, _)| *name == MARK).map(|(_, value)| value.as_os_str())
+    }
 }
 
 fn started(job: &Job<'_>) -> io::Result<(Child, PipeReader)> {
@@ -48,13 +56,11 @@ fn started(job: &Job<'_>) -> io::Result<(Child, PipeReader)> {
     rustix::io::ioctl_fionbio(&output, true)?;
     let mut command = Command::new(job.program);
     command
-        .arg(job.when)
+        .arg(job.argument)
         .env_clear()
         .env("PATH", PATH)
         .env("LC_ALL", "C.UTF-8")
-        .env("HOSTSNAP_REQUEST_ID", job.request)
-        .env("HOSTSNAP_MOUNTS", OsStr::from_bytes(job.mounts))
-        .envs(job.result.map(|result| ("HOSTSNAP_RESULT", result)))
+        .envs(job.environment.iter().map(|(name, value)| (name, value)))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::from(theirs.try_clone()?))
@@ -134,39 +140,9 @@ fn outcome_of(status: ExitStatus) -> HookOutcome {
     }
 }
 
-/// The end of what was printed.
-#[derive(Default)]
-struct Tail(VecDeque<u8>);
-
-impl Tail {
-    /// Takes what there is. `false` when nothing more will come.
-    fn read(&mut self, output: &mut PipeReader) -> bool {
-        let mut chunk = [0; OUTPUT_BYTES];
-        loop {
-            match output.read(&mut chunk) {
-                Ok(0) => return false,
-                Ok(length) => {
-                    self.0.extend(&chunk[..length]);
-                    let surplus = self.0.len().saturating_sub(OUTPUT_BYTES);
-                    self.0.drain(..surplus);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return false,
-            }
-        }
-    }
-
-    /// On one line, without what a terminal would obey.
-    fn text(&self) -> String {
-        let bytes: Vec<u8> = self.0.iter().copied().collect();
-        let text = String::from_utf8_lossy(&bytes).trim().replace('\n', " | ");
-        text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::tail::OUTPUT_BYTES;
     use super::super::tests::write_program;
     use super::*;
 
@@ -179,8 +155,8 @@ mod tests {
     fn run_script(body: &str, limit: Duration) -> (HookOutcome, String) {
         let folder = tempfile::tempdir().unwrap();
         let program = script(folder.path(), body);
-        let job =
-            Job { program: &program, when: "pre-freeze", request: "r", mounts: b"/a\n/b", result: None };
+        let environment = [("HOSTSNAP_MOUNTS", "/a\n/b".into()), (MARK, "this-run".into())];
+        let job = Job { program: &program, argument: "pre-freeze", environment: &environment };
         let mut tail = Tail::default();
         let (child, output) = started(&job).unwrap();
         let outcome = watch(child, output, limit, &mut tail).unwrap();
@@ -194,7 +170,7 @@ mod tests {
         let (outcome, text) = run_script("echo $1; pwd; env; cat", LONG);
         assert_eq!(outcome, HookOutcome::Exited(0));
         for expected in
-            ["pre-freeze | / |", "HOSTSNAP_MOUNTS=/a | /b |", "HOSTSNAP_REQUEST_ID=r |", "PATH=/usr"]
+            ["pre-freeze | / |", "HOSTSNAP_MOUNTS=/a | /b |", "HOSTSNAP_HOOK=this-run", "PATH=/usr"]
         {
             assert!(text.contains(expected), "{expected:?} is not in {text:?}");
         }
@@ -222,10 +198,34 @@ mod tests {
         let body = format!("sleep 1000 & echo $! > {}; wait", pid.display());
         let (outcome, _) = run_script(&body, Duration::from_millis(500));
         assert_eq!(outcome, HookOutcome::TimedOut);
-        let child = std::fs::read_to_string(&pid).unwrap();
-        // Killed, it may be a zombie for a moment: nobody but init waits for it.
-        harness::wait::wait_until("its child is dead", LONG, || {
-            let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.trim()));
+        assert_dead(&std::fs::read_to_string(&pid).unwrap());
+    }
+
+    #[test]
+    fn one_that_never_stops_printing_is_killed_at_its_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = script(folder.path(), "yes & yes & exec yes");
+        let job = Job { program: &program, argument: "pre-freeze", environment: &[] };
+        assert_eq!(run(&job, Duration::from_millis(500)), HookOutcome::TimedOut);
+    }
+
+    #[test]
+    fn one_that_does_not_end_is_killed_with_what_left_its_group() {
+        // A daemon: a session of its own, forked twice, nobody's child.
+        let folder = tempfile::tempdir().unwrap();
+        let pid = folder.path().join("pid");
+        let daemon = format!("(setsid sh -c 'sleep 1000 & echo $! > {}' &)", pid.display());
+        let program = script(folder.path(), &format!("{daemon}; sleep 1000"));
+        let environment = [(MARK, format!("{}", pid.display()).into())];
+        let job = Job { program: &program, argument: "pre-freeze", environment: &environment };
+        assert_eq!(run(&job, Duration::from_millis(1500)), HookOutcome::TimedOut);
+        assert_dead(&std::fs::read_to_string(&pid).unwrap());
+    }
+
+    /// Killed, it may be a zombie for a moment: nobody but init waits for it.
+    fn assert_dead(pid: &str) {
+        harness::wait::wait_until("it is dead", LONG, || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
             stat.is_err() || stat.is_ok_and(|stat| stat.contains(") Z "))
         });
     }
@@ -247,7 +247,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("hook");
         std::fs::write(&program, "not executable").unwrap();
-        let job = Job { program: &program, when: "pre-freeze", request: "r", mounts: b"", result: None };
+        let job = Job { program: &program, argument: "pre-freeze", environment: &[] };
         assert_eq!(run(&job, LONG), HookOutcome::NotStarted);
     }
 }

@@ -1,7 +1,9 @@
-use std::fs::Permissions;
+use std::fs::{self, Permissions};
 use std::io::Write;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Stdio};
+
+use protocol::evidence::HookOutcome;
 
 use super::*;
 
@@ -36,11 +38,25 @@ impl Scratch {
     }
 
     fn hook(&self, name: &str, body: &str) -> PathBuf {
-        let log = self.0.path().join("log");
         let path = self.folder().join(name);
-        let script = format!("#!/bin/sh\necho {name} $1 $HOSTSNAP_RESULT >> {}\n{body}\n", log.display());
-        write_program(&path, &script);
+        self.write_hook(&path, body);
         path
+    }
+
+    fn qemu_hook(&self, name: &str, body: &str) {
+        let folder = self.0.path().join(QEMU_FOLDER);
+        fs::create_dir_all(&folder).unwrap();
+        fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
+        self.write_hook(&folder.join(name), body);
+    }
+
+    /// The first line of `body` may be a header.
+    fn write_hook(&self, path: &Path, body: &str) {
+        let log = self.0.path().join("log");
+        let name = path.file_name().unwrap().to_string_lossy();
+        let (header, body) = body.split_once('\n').unwrap_or(("", body));
+        let note = format!("echo {name} $1 $HOSTSNAP_RESULT >> {}", log.display());
+        write_program(path, &format!("#!/bin/sh\n{header}\n{note}\n{body}\n"));
     }
 
     fn hooks(&self, limit: Duration) -> Hooks {
@@ -48,7 +64,7 @@ impl Scratch {
     }
 
     fn quiesce(&self) -> Quiesced {
-        self.hooks(LIMIT).quiesce(RequestId::random(), &["/data".into()])
+        quiesce(&self.hooks(LIMIT))
     }
 
     fn refused(&self) -> PathBuf {
@@ -59,51 +75,143 @@ impl Scratch {
     }
 }
 
+fn quiesce(hooks: &Hooks) -> Quiesced {
+    let (vm, request) = (protocol::VmUuid::from_uuid(uuid::Uuid::from_u128(1)), RequestId::random());
+    hooks.quiesce(&Occasion {
+        request,
+        snapshot: SnapshotId::derive(vm, request),
+        mounts: &["/data".into(), "/srv".into()],
+        disks: &["data".parse().unwrap()],
+    })
+}
+
 #[test]
 fn hooks_run_in_order_and_are_released_in_reverse() {
     let scratch = Scratch::new();
     scratch.hook("20-b", "exit 0");
     scratch.hook("10-a", "exit 0");
     let quiesced = scratch.quiesce();
-    assert!(quiesced.failed().is_none());
+    assert!(quiesced.refused().is_none());
     assert_eq!(quiesced.evidence().len(), 2);
-    let released = quiesced.release();
-    assert_eq!(released.iter().map(|hook| hook.name.as_str()).collect::<Vec<_>>(), ["20-b", "10-a"]);
+    let told = quiesced.release(Ended::Cut);
+    assert_eq!(told.iter().map(|hook| hook.name.as_str()).collect::<Vec<_>>(), ["10-a", "20-b"]);
     let expected = ["10-a pre-freeze", "20-b pre-freeze", "20-b post-thaw ok", "10-a post-thaw ok"];
     assert_eq!(scratch.log(), expected);
 }
 
 #[test]
-fn after_a_failure_no_more_are_started_and_those_that_were_are_released() {
+fn after_a_required_hook_failed_no_more_are_started_and_those_that_were_are_released() {
     // qemu-ga: a failing freeze hook skips the thaw hook, and the application stays quiesced.
     let scratch = Scratch::new();
     scratch.hook("1", "exit 0");
-    scratch.hook("2", "test $1 = post-thaw");
+    scratch.hook("2", "# hostsnap: required\ntest $1 = post-thaw");
     scratch.hook("3", "exit 0");
     let quiesced = scratch.quiesce();
-    assert_eq!(quiesced.failed().unwrap().outcome, HookOutcome::Exited(1));
+    assert_eq!(quiesced.refused().unwrap().outcome, HookOutcome::Exited(1));
     drop(quiesced);
-    assert_eq!(scratch.log(), ["1 pre-freeze", "2 pre-freeze", "2 post-thaw failed", "1 post-thaw ok"]);
+    let expected = [
+        "1 pre-freeze",
+        "2 pre-freeze",
+        "2 freeze-failed failed",
+        "2 post-thaw failed",
+        "1 freeze-failed ok",
+        "1 post-thaw ok",
+    ];
+    assert_eq!(scratch.log(), expected);
 }
 
 #[test]
-fn a_release_that_fails_does_not_keep_the_others_from_being_released() {
+fn after_a_best_effort_hook_failed_the_others_go_on_and_only_it_is_told_of_a_failure() {
+    let scratch = Scratch::new();
+    scratch.hook("1", "test $1 = post-thaw");
+    scratch.hook("2", "exit 0");
+    let quiesced = scratch.quiesce();
+    assert!(quiesced.refused().is_none());
+    let told = quiesced.release(Ended::Cut);
+    let outcomes: Vec<_> = told.iter().map(|hook| hook.outcome).collect();
+    assert_eq!(outcomes, [HookOutcome::Exited(1), HookOutcome::Exited(0)]);
+    let expected =
+        ["1 pre-freeze", "2 pre-freeze", "2 post-thaw ok", "1 freeze-failed failed", "1 post-thaw failed"];
+    assert_eq!(scratch.log(), expected);
+
+    let quiesced = quiesce(&scratch.hooks(LIMIT).all_required());
+    assert_eq!(quiesced.refused().unwrap().outcome, HookOutcome::Exited(1), "where all are needed");
+}
+
+#[test]
+fn a_release_that_fails_is_told_and_does_not_keep_the_others_from_being_released() {
+    // A lock that was lost before the cut is noticed only when it is to be released.
     let scratch = Scratch::new();
     scratch.hook("1", "exit 0");
     scratch.hook("2", "test $1 = pre-freeze");
-    let released = scratch.quiesce().release();
-    let outcomes: Vec<_> = released.iter().map(|hook| hook.outcome).collect();
-    assert_eq!(outcomes, [HookOutcome::Exited(1), HookOutcome::Exited(0)]);
+    let told = scratch.quiesce().release(Ended::Cut);
+    let outcomes: Vec<_> = told.iter().map(|hook| hook.outcome).collect();
+    assert_eq!(outcomes, [HookOutcome::Exited(0), HookOutcome::Exited(1)]);
+    assert_eq!(scratch.log().last().unwrap(), "1 post-thaw ok");
 }
 
 #[test]
 fn a_hook_that_does_not_end_is_killed_and_released() {
     let scratch = Scratch::new();
-    scratch.hook("1", "test $1 = post-thaw || sleep 1000");
-    let quiesced = scratch.hooks(Duration::from_millis(300)).quiesce(RequestId::random(), &[]);
-    assert_eq!(quiesced.failed().unwrap().outcome, HookOutcome::TimedOut);
+    scratch.hook("1", "test $1 != pre-freeze || sleep 1000");
+    let quiesced = quiesce(&scratch.hooks(Duration::from_millis(300)));
+    assert_eq!(quiesced.evidence()[0].outcome, HookOutcome::TimedOut);
     drop(quiesced);
-    assert_eq!(scratch.log(), ["1 pre-freeze", "1 post-thaw failed"]);
+    assert_eq!(scratch.log(), ["1 pre-freeze", "1 freeze-failed failed", "1 post-thaw failed"]);
+}
+
+#[test]
+fn a_hooks_own_time_limit_is_the_one_that_counts() {
+    let scratch = Scratch::new();
+    scratch.hook("1", "# hostsnap: timeout=1s\ntest $1 != pre-freeze || sleep 1000");
+    scratch.hook("2", "exit 0");
+    let hooks = scratch.hooks(Duration::from_secs(500));
+    assert_eq!(hooks.longest(), Duration::from_secs(501));
+    assert_eq!(quiesce(&hooks).evidence()[0].outcome, HookOutcome::TimedOut);
+}
+
+#[test]
+fn a_header_that_makes_no_sense_is_told_before_anything_runs() {
+    let scratch = Scratch::new();
+    scratch.hook("1", "exit 0");
+    let wrong = scratch.hook("2", "# hostsnap: requierd\nexit 0");
+    let error = Hooks::find(&scratch.folder(), LIMIT).unwrap_err();
+    assert!(matches!(&error, HookError::Header { path, .. } if *path == wrong), "{error:?}");
+    assert!(WireError::from(error).to_string().contains("required, best-effort"));
+    assert!(scratch.log().is_empty());
+}
+
+#[test]
+fn hooks_of_qemu_ga_run_unchanged_and_closest_to_the_freeze() {
+    let scratch = Scratch::new();
+    scratch.hook("50-own", "exit 0");
+    // As qemu ships one: anything but `freeze` thaws.
+    scratch.qemu_hook("10-mysql.sh", "case $1 in freeze) exit 0;; thaw) exit 0;; *) exit 1;; esac");
+    let quiesced = scratch.quiesce();
+    let told = quiesced.release(Ended::NotCut);
+    assert!(told.iter().all(|hook| hook.outcome == HookOutcome::Exited(0)), "{told:?}");
+    let expected = [
+        "50-own pre-freeze",
+        "10-mysql.sh freeze",
+        "10-mysql.sh thaw ok",
+        "50-own freeze-failed ok",
+        "50-own post-thaw ok",
+    ];
+    assert_eq!(scratch.log(), expected);
+}
+
+#[test]
+fn a_hook_is_told_what_is_taken() {
+    let scratch = Scratch::new();
+    let out = scratch.0.path().join("out");
+    scratch.hook("1", &format!("\n[ $1 = post-thaw ] || env > {}", out.display()));
+    drop(scratch.quiesce());
+    let told = fs::read_to_string(out).unwrap();
+    for expected in
+        ["HOSTSNAP_MOUNTS=/data\n/srv\n", "HOSTSNAP_DISKS=data\n", "HOSTSNAP_SNAPSHOT_ID=", "LC_ALL"]
+    {
+        assert!(told.contains(expected), "{expected:?} is not in {told:?}");
+    }
 }
 
 #[test]
@@ -138,7 +246,7 @@ fn a_link_is_judged_by_what_it_leads_to() {
 #[test]
 fn leftovers_and_what_is_not_executable_are_no_hooks() {
     let scratch = Scratch::new();
-    for name in ["1-db.dpkg-old", "1-db~", ".1-db.swp", "1-db.rpmsave"] {
+    for name in ["1-db.dpkg-old", "1-db~", ".1-db.swp", "1-db.rpmsave", "1-db.orig"] {
         scratch.hook(name, "exit 1");
     }
     fs::write(scratch.folder().join("README"), "how to write a hook").unwrap();

@@ -143,7 +143,7 @@ fn a_lease_that_the_hooks_use_up_is_not_frozen_into() {
     let error = stage.create(host.address()).unwrap_err();
     assert_eq!(error.code, ErrorCode::LeaseExpired);
     assert!(error.message.as_str().contains("100 ms"), "{error}");
-    assert_eq!(stage.hook_calls(), ["10-slow pre-freeze", "10-slow post-thaw"]);
+    assert_eq!(stage.hook_calls(), ["10-slow pre-freeze", "10-slow freeze-failed", "10-slow post-thaw"]);
     host.done();
 }
 

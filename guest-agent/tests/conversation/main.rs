@@ -5,6 +5,7 @@ mod commands;
 mod faults;
 mod host;
 mod lost;
+mod minimum;
 mod signals;
 mod stage;
 mod way;

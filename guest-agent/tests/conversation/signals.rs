@@ -42,7 +42,7 @@ fn a_stop_before_the_cut_gives_up_releases_what_was_quiesced_and_then_ends() {
     })]);
     let error = stage.create(host.address()).unwrap_err();
     assert!(error.message.as_str().contains("SIGTERM"), "{error}");
-    assert_eq!(stage.hook_calls(), ["10-db pre-freeze", "10-db post-thaw"]);
+    assert_eq!(stage.hook_calls(), ["10-db pre-freeze", "10-db freeze-failed", "10-db post-thaw"]);
     assert_eq!(ENDED_BY.load(SeqCst), Signal::SIGTERM as i32);
     host.done();
 }

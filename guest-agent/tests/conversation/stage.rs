@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use guest_agent::client::{HostAddress, Limits};
-use guest_agent::flow::{self, Options, Outcome, Surroundings, Target, Told};
+use guest_agent::flow::{self, Options, Otherwise, Outcome, Surroundings, Target, Told};
 use guest_agent::topology::select::{Disk, FileSystem};
 use harness::loopfs::{Kind, LoopFs};
 use harness::wait::wait_until;
@@ -56,6 +56,7 @@ impl Stage {
             labels: Default::default(),
             note: "".parse().unwrap(),
             minimum: Consistency::Filesystem,
+            otherwise: Otherwise::Remove,
             keep_for: None,
             freeze_timeout: Duration::from_secs(30),
             request: RequestId::random(),
@@ -103,12 +104,14 @@ impl Stage {
         source.to_owned()
     }
 
-    /// Installs a hook that notes its calls, and does this.
+    /// Installs a hook that notes its calls, and does this. A header may be its first line.
     pub(crate) fn hook(&self, name: &str, body: &str) {
         fs::create_dir_all(&self.around.hooks).unwrap();
         let path = self.around.hooks.join(name);
         let log = self.folder.path().join("hooks.log");
-        fs::write(&path, format!("#!/bin/sh\necho {name} $1 >> {}\n{body}\n", log.display())).unwrap();
+        let (header, body) = body.split_once('\n').unwrap_or(("", body));
+        let note = format!("echo {name} $1 >> {}", log.display());
+        fs::write(&path, format!("#!/bin/sh\n{header}\n{note}\n{body}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
 

@@ -200,7 +200,7 @@ fn a_failed_hook_ends_the_request_only_where_application_consistency_was_asked_f
     stage.options.minimum = Consistency::Filesystem;
     assert!(stage.create(host.address()).is_ok());
     // Released both times, whatever came of it.
-    assert_eq!(stage.hook_calls(), ["10-db pre-freeze", "10-db post-thaw"].repeat(2));
+    assert_eq!(stage.hook_calls(), ["10-db pre-freeze", "10-db freeze-failed", "10-db post-thaw"].repeat(2));
     host.done();
 }
 
