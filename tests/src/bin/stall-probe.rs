@@ -112,11 +112,13 @@ fn run(file: &str, dirty_file: &str, dirty_mib: usize, command: &mut Command) ->
     let base_us = watch.end();
 
     let block = vec![0x5a; 1 << 20];
-    let mut dirty = File::create(dirty_file)?;
+    // Not truncated: ext4 writes back at the close of what was (`auto_da_alloc`, ext4(5)).
+    let mut dirty = File::options().create(true).truncate(false).write(true).open(dirty_file)?;
     for _ in 0..dirty_mib {
         dirty.write_all(&block)?;
     }
-    drop(dirty);
+    let dirty_kib = dirty_pages()?;
+    ensure!(dirty_kib >= dirty_mib as u64 * 768, "of {dirty_mib} MiB only {dirty_kib} KiB are dirty");
     watch.begin();
     let began_us = watch.now_us();
     let output = command.stderr(Stdio::inherit()).output().context("run the command")?;
@@ -125,6 +127,13 @@ fn run(file: &str, dirty_file: &str, dirty_mib: usize, command: &mut Command) ->
     ensure!(output.status.success(), "the command: {}", output.status);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok(json!({ "base_us": base_us, "stall_us": stall_us, "took_us": took_us, "said": said }))
+}
+
+/// How much is to be written back, in KiB.
+fn dirty_pages() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let value = text.lines().find_map(|line| line.strip_prefix("Dirty:")).context("Dirty in meminfo")?;
+    Ok(value.trim().trim_end_matches("kB").trim().parse()?)
 }
 
 fn memory(command: &mut Command) -> Result<Value> {
