@@ -56,6 +56,17 @@ impl LoopFs {
         Self::within(&std::env::temp_dir(), kind, mib)
     }
 
+    /// As `new`, with its image in memory where there is enough of it: for tests that sync thousands of
+    /// times, and mean the file system and not the disk below it.
+    pub fn in_memory(kind: Kind, mib: u64) -> Self {
+        let memory = Path::new("/dev/shm");
+        let room = rustix::fs::statvfs(memory).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+        match room >> 20 > 2 * mib {
+            true => Self::within(memory, kind, mib),
+            false => Self::new(kind, mib),
+        }
+    }
+
     /// As `new`, with its image in this folder.
     pub fn within(parent: &Path, kind: Kind, mib: u64) -> Self {
         let folder = tempfile::Builder::new().prefix("hostsnap-fs-").tempdir_in(parent).expect("a folder");

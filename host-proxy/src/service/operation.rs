@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use protocol::evidence::{CutEvidence, judge};
 use protocol::message::{CutDone, Prepared};
-use protocol::record::{DiskRecord, Timing};
+use protocol::record::Timing;
 use protocol::text::{Handle, Line, Name};
 use protocol::{Consistency, ErrorCode, Evidence, SnapshotRecord, Ticket, WireError};
 use tokio::sync::OwnedSemaphorePermit;
@@ -72,22 +72,24 @@ impl Common {
     }
 }
 
-/// Puts what the storage calls each disk's snapshot into a record.
+/// Puts what the storage calls each disk's snapshot into a record. Disks of other parts stay as they
+/// are: after a kill between two seals only one of them comes by here.
 pub(super) fn name_disks<'a>(
     record: &mut SnapshotRecord,
     parts: impl Iterator<Item = (&'a Store, &'a [VolumeSnapshot])>,
 ) {
-    let disks: Vec<_> = parts
-        .flat_map(|(store, volumes)| volumes.iter().map(move |volume| (store, volume)))
-        .map(|(store, volume)| DiskRecord {
-            serial: volume.serial.clone(),
-            driver: driver_name(store),
-            handle: Handle::try_from(volume.handle.clone())
-                .unwrap_or_else(|_| "unprintable".parse().expect("a valid handle")),
-            size_bytes: volume.size_bytes,
-        })
-        .collect();
-    record.disks = disks.try_into().expect("no more volumes than disks were asked for");
+    let mut disks = std::mem::take(&mut record.disks).into_inner();
+    for (store, volumes) in parts {
+        for volume in volumes {
+            for disk in disks.iter_mut().filter(|disk| disk.serial == volume.serial) {
+                disk.driver = driver_name(store);
+                disk.handle = Handle::try_from(volume.handle.clone())
+                    .unwrap_or_else(|_| "unprintable".parse().expect("a valid handle"));
+                disk.size_bytes = volume.size_bytes;
+            }
+        }
+    }
+    record.disks = disks.try_into().expect("as many as before");
 }
 
 /// A driver's name, as records have it.

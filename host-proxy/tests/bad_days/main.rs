@@ -5,6 +5,8 @@
 mod catalog;
 mod configuration;
 mod full;
+#[path = "../common/guest.rs"]
+mod guest;
 mod interrupted;
 mod stage;
 mod usage;

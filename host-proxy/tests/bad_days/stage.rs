@@ -2,7 +2,6 @@
 //! machine, whose guest is the test itself, at the machine's socket.
 
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,17 +10,13 @@ use std::time::Duration;
 use harness::loopfs::{Kind, LoopFs};
 use harness::process::Process;
 use harness::wait::wait_until;
-use protocol::evidence::{CallEvidence, Evidence, FileSystemEvidence, Freeze};
-use protocol::fingerprint;
-use protocol::frame::{self, HEADER};
-use protocol::message::{Conclude, Cut, DiskRequest, Hello, Prepare, Prepared, Reply, Request};
-use protocol::record::Timing;
-use protocol::text::Labels;
-use protocol::{
-    BootId, BoundedVec, Consistency, PORT, RequestId, SnapshotId, SnapshotRecord, Ticket, VERSIONS, WireError,
-};
+use protocol::message::{Prepare, Reply};
+use protocol::{BootId, Consistency, PORT, SnapshotId, SnapshotRecord, WireError};
 use rustix::process::Signal;
 use serde_json::Value;
+
+pub(crate) use super::guest::{Guest, conclude, cut};
+use super::guest::{hello, request_for};
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
@@ -203,9 +198,7 @@ impl Stage {
 
     /// A conversation in which nothing was said.
     pub(crate) fn connect(&self) -> Guest {
-        let stream = UnixStream::connect(self.guests_socket()).unwrap();
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
-        Guest(stream)
+        Guest::connect(&self.guests_socket())
     }
 
     pub(crate) fn greeted(&self) -> Guest {
@@ -227,119 +220,12 @@ impl Stage {
     }
 }
 
-/// The guest's end of a conversation.
-pub(crate) struct Guest(UnixStream);
-
-impl Guest {
-    pub(crate) fn send(&mut self, request: &Request) {
-        self.0.write_all(&frame::encode(request).unwrap()).unwrap();
-    }
-
-    /// A header that promises more than comes.
-    pub(crate) fn sends_half_a_message(&mut self) {
-        self.0.write_all(&[9, 0, 0, 0, 1]).unwrap();
-    }
-
-    /// Whether it may speak; it greets, and is not heard again.
-    pub(crate) fn let_in(mut self) -> bool {
-        let hello = hello(None);
-        self.0.write_all(&frame::encode(&hello).unwrap()).is_ok()
-            && matches!(self.hears(), Some(Reply::Hello(_)))
-    }
-
-    /// `None` where the host hung up.
-    pub(crate) fn hears(&mut self) -> Option<Reply> {
-        let mut header = [0; HEADER];
-        match self.0.read_exact(&mut header) {
-            Ok(()) => {}
-            Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
-                return None;
-            }
-            Err(error) => panic!("neither an answer nor an end: {error}"),
-        }
-        let mut payload = vec![0; frame::payload_len(header).unwrap()];
-        self.0.read_exact(&mut payload).unwrap();
-        Some(frame::decode(&payload).unwrap())
-    }
-
-    pub(crate) fn ask(&mut self, request: &Request) -> Reply {
-        self.send(request);
-        self.hears().expect("an answer")
-    }
-
-    /// As `ask`; what the host refuses is an error.
-    pub(crate) fn asks(&mut self, request: &Request) -> Result<Reply, WireError> {
-        match self.ask(request) {
-            Reply::Error(error) => Err(error),
-            reply => Ok(reply),
-        }
-    }
-
-    pub(crate) fn prepare(&mut self, prepare: &Prepare) -> Result<Prepared, WireError> {
-        match self.asks(&Request::Prepare(prepare.clone()))? {
-            Reply::Prepared(prepared) => Ok(prepared),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    pub(crate) fn take(&mut self, prepare: &Prepare) -> Result<Box<SnapshotRecord>, WireError> {
-        let prepared = match self.asks(&Request::Prepare(prepare.clone()))? {
-            Reply::Prepared(prepared) => prepared,
-            Reply::Existing(record) => return Ok(record),
-            other => panic!("{other:?}"),
-        };
-        self.asks(&cut(prepared.ticket))?;
-        match self.asks(&conclude(prepared.ticket))? {
-            Reply::Snapshot(record) => Ok(record),
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-fn hello(boot_id: Option<BootId>) -> Request {
-    let agent_version = "0.0.1".parse().unwrap();
-    Request::Hello(Hello { versions: VERSIONS, agent_version, boot_id, vm_uuid: None })
-}
-
 /// A request for the disk, worth at least this.
 pub(crate) fn request(minimum: Consistency) -> Prepare {
-    let disk = DiskRequest {
-        serial: "data".parse().unwrap(),
-        size_bytes: IMAGE_BYTES,
-        fingerprint: fingerprint::of_head(&[7; fingerprint::HEAD_BYTES]),
-    };
-    Prepare {
-        request: RequestId::random(),
-        disks: vec![disk].try_into().unwrap(),
-        mounts: BoundedVec::empty(),
-        labels: Labels::default(),
-        note: "".parse().unwrap(),
-        minimum,
-        keep_for_s: None,
-        lease_ms: 60_000,
-        dry_run: false,
-    }
+    request_for(&[("data", IMAGE_BYTES, 7)], minimum)
 }
 
 /// The identifier of the snapshot that answers a request.
 pub(crate) fn id_of(prepare: &Prepare) -> String {
     SnapshotId::derive(UUID.parse().unwrap(), prepare.request).to_string()
-}
-
-pub(crate) fn cut(ticket: Ticket) -> Request {
-    Request::Cut(Cut { ticket, within_us: 60_000_000 })
-}
-
-/// The guest was frozen through the cut.
-pub(crate) fn conclude(ticket: Ticket) -> Request {
-    let call = Some(CallEvidence { at_us: 0, took_us: 1, errno: 0 });
-    let fs = FileSystemEvidence {
-        mount_point: "/data".parse().unwrap(),
-        fs_type: "ext4".parse().unwrap(),
-        freeze: call,
-        thaw: call,
-    };
-    let file_systems = vec![fs].try_into().unwrap();
-    let evidence = Evidence { freeze: Freeze::Held, file_systems, hooks: BoundedVec::empty() };
-    Request::Conclude(Conclude { ticket, evidence, timing: Timing::default(), wait: true })
 }

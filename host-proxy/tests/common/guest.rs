@@ -1,0 +1,147 @@
+//! The guest's end of a conversation, at the socket of a hybrid vsock: what it says, byte by byte.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use protocol::evidence::{CallEvidence, Evidence, FileSystemEvidence, Freeze};
+use protocol::fingerprint;
+use protocol::frame::{self, HEADER};
+use protocol::message::{Conclude, Cut, DiskRequest, Hello, Prepare, Prepared, Reply, Request};
+use protocol::record::Timing;
+use protocol::text::Labels;
+use protocol::{BootId, BoundedVec, Consistency, RequestId, SnapshotRecord, Ticket, VERSIONS, WireError};
+
+/// How long the host may take for an answer.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The guest's end of a conversation.
+pub(crate) struct Guest(UnixStream);
+
+impl Guest {
+    /// A conversation at this socket, in which nothing was said.
+    pub(crate) fn connect(socket: &Path) -> Self {
+        let stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        Self(stream)
+    }
+
+    /// A host that is gone is noticed by who listens for the answer.
+    pub(crate) fn send(&mut self, request: &Request) {
+        match self.0.write_all(&frame::encode(request).unwrap()) {
+            Err(error) if !matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                panic!("say something to the host: {error}")
+            }
+            _ => {}
+        }
+    }
+
+    /// A header that promises more than comes.
+    pub(crate) fn sends_half_a_message(&mut self) {
+        self.0.write_all(&[9, 0, 0, 0, 1]).unwrap();
+    }
+
+    /// Whether it may speak; it greets, and is not heard again.
+    pub(crate) fn let_in(mut self) -> bool {
+        let hello = hello(None);
+        self.0.write_all(&frame::encode(&hello).unwrap()).is_ok()
+            && matches!(self.hears(), Some(Reply::Hello(_)))
+    }
+
+    /// `None` where the host hung up.
+    pub(crate) fn hears(&mut self) -> Option<Reply> {
+        let mut header = [0; HEADER];
+        match self.0.read_exact(&mut header) {
+            Ok(()) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+                return None;
+            }
+            Err(error) => panic!("neither an answer nor an end: {error}"),
+        }
+        let mut payload = vec![0; frame::payload_len(header).unwrap()];
+        self.0.read_exact(&mut payload).unwrap();
+        Some(frame::decode(&payload).unwrap())
+    }
+
+    pub(crate) fn ask(&mut self, request: &Request) -> Reply {
+        self.send(request);
+        self.hears().expect("an answer")
+    }
+
+    /// As `ask`; what the host refuses is an error.
+    pub(crate) fn asks(&mut self, request: &Request) -> Result<Reply, WireError> {
+        match self.ask(request) {
+            Reply::Error(error) => Err(error),
+            reply => Ok(reply),
+        }
+    }
+
+    pub(crate) fn prepare(&mut self, prepare: &Prepare) -> Result<Prepared, WireError> {
+        match self.asks(&Request::Prepare(prepare.clone()))? {
+            Reply::Prepared(prepared) => Ok(prepared),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn take(&mut self, prepare: &Prepare) -> Result<Box<SnapshotRecord>, WireError> {
+        let prepared = match self.asks(&Request::Prepare(prepare.clone()))? {
+            Reply::Prepared(prepared) => prepared,
+            Reply::Existing(record) => return Ok(record),
+            other => panic!("{other:?}"),
+        };
+        self.asks(&cut(prepared.ticket))?;
+        self.send(&conclude(prepared.ticket));
+        loop {
+            match self.hears().expect("an answer") {
+                Reply::Progress(_) => {}
+                Reply::Snapshot(record) => return Ok(record),
+                Reply::Error(error) => return Err(error),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+pub(crate) fn hello(boot_id: Option<BootId>) -> Request {
+    let agent_version = "0.0.1".parse().unwrap();
+    Request::Hello(Hello { versions: VERSIONS, agent_version, boot_id, vm_uuid: None })
+}
+
+/// A request for disks of these serials and sizes, each filled with one byte, worth at least this.
+pub(crate) fn request_for(disks: &[(&str, u64, u8)], minimum: Consistency) -> Prepare {
+    let disk = |(serial, size_bytes, byte): &(&str, u64, u8)| DiskRequest {
+        serial: serial.parse().unwrap(),
+        size_bytes: *size_bytes,
+        fingerprint: fingerprint::of_head(&[*byte; fingerprint::HEAD_BYTES]),
+    };
+    Prepare {
+        request: RequestId::random(),
+        disks: disks.iter().map(disk).collect::<Vec<_>>().try_into().unwrap(),
+        mounts: BoundedVec::empty(),
+        labels: Labels::default(),
+        note: "".parse().unwrap(),
+        minimum,
+        keep_for_s: None,
+        lease_ms: 60_000,
+        dry_run: false,
+    }
+}
+
+pub(crate) fn cut(ticket: Ticket) -> Request {
+    Request::Cut(Cut { ticket, within_us: 60_000_000 })
+}
+
+/// The guest was frozen through the cut.
+pub(crate) fn conclude(ticket: Ticket) -> Request {
+    let call = Some(CallEvidence { at_us: 0, took_us: 1, errno: 0 });
+    let fs = FileSystemEvidence {
+        mount_point: "/data".parse().unwrap(),
+        fs_type: "ext4".parse().unwrap(),
+        freeze: call,
+        thaw: call,
+    };
+    let file_systems = vec![fs].try_into().unwrap();
+    let evidence = Evidence { freeze: Freeze::Held, file_systems, hooks: BoundedVec::empty() };
+    Request::Conclude(Conclude { ticket, evidence, timing: Timing::default(), wait: true })
+}
