@@ -51,7 +51,10 @@ fn release() -> Result<()> {
     fs::create_dir_all(&place)?;
     for program in [built, setup::root().join("target/release/hostsnapd")] {
         let name = program.file_name().expect("a program has a name");
-        fs::copy(&program, place.join(name)).with_context(|| format!("keep {}", program.display()))?;
+        let kept = place.join(name);
+        // One that still runs can't be written to, but it can be replaced.
+        let _ = fs::remove_file(&kept);
+        fs::copy(&program, kept).with_context(|| format!("keep {}", program.display()))?;
     }
     Ok(())
 }

@@ -161,6 +161,10 @@ impl Keeper {
         // If it ended before it began, nobody waits for a word.
         let frozen = self.shared.all_frozen(&self.mounts);
         say(flow, if frozen { channel::FROZEN } else { channel::NOT_FROZEN });
+        if frozen {
+            // The end of a thread is work for the processor that the flow needs now.
+            wait_for(&self.go);
+        }
         signal(&self.done);
     }
 
