@@ -54,7 +54,7 @@ fn look(world: &World) -> Vec<Finding> {
             }
             Err(error) => (false, chain(&error)),
         };
-        findings.push(Finding { what: format!("store {}", store.config.name.get_ref()), ok, says });
+        findings.push(Finding { what: format!("store {}", store.config.name), ok, says });
     }
     if world.config.service.listen_vsock {
         let there = Path::new("/dev/vhost-vsock").exists();

@@ -3,7 +3,9 @@
 //! Keys are refused if unknown. Errors name the file, the line and what is allowed; all mistakes
 //! that can be found at once are reported at once.
 
+mod backend;
 mod check;
+mod disk;
 mod place;
 mod units;
 
@@ -16,9 +18,10 @@ use std::time::Duration;
 use protocol::text::Name;
 use protocol::{DiskSerial, VmUuid};
 use serde::Deserialize;
-use toml::Spanned;
 
-use crate::drivers::Format;
+pub use backend::Backend;
+
+use crate::drivers::{Format, Source};
 
 /// The whole configuration.
 #[derive(Debug, Clone, Deserialize)]
@@ -57,30 +60,14 @@ pub struct ServiceConfig {
 }
 
 /// `[[store]]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Store {
     /// Its name, for `[[vm.disk]] store`.
-    pub name: Spanned<String>,
-    /// How it takes snapshots.
-    pub driver: DriverKind,
-    /// Its folder.
-    pub path: Spanned<PathBuf>,
+    pub name: String,
+    /// How it takes snapshots, and where.
+    pub backend: Backend,
     /// How many bytes a snapshot must leave free.
-    #[serde(default = "units::default_min_free", deserialize_with = "units::bytes")]
     pub min_free: u64,
-}
-
-/// Which driver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DriverKind {
-    /// QEMU copies, by QMP.
-    Qemu,
-    /// FICLONE.
-    Reflink,
-    /// btrfs subvolume snapshots.
-    Btrfs,
 }
 
 /// `[[vm]]`.
@@ -139,15 +126,14 @@ pub struct Quota {
 }
 
 /// `[[vm.disk]]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     /// By which the guest knows it.
     pub serial: DiskSerial,
     /// Which store keeps its snapshots.
-    pub store: Spanned<String>,
-    /// The image or device behind it.
-    pub path: Spanned<PathBuf>,
+    pub store: String,
+    /// What is behind it: `path` or `volume`.
+    pub source: Source,
     /// Its layout.
     pub format: Format,
 }

@@ -22,7 +22,7 @@ pub mod qemu;
 pub mod reflink;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use protocol::{DiskSerial, SnapshotId, VmUuid};
@@ -107,12 +107,45 @@ pub trait Expose {
 pub struct Volume {
     /// Its name in snapshots.
     pub serial: DiskSerial,
-    /// The image file or block device behind it.
-    pub path: PathBuf,
+    /// What is behind it.
+    pub source: Source,
     /// How its bytes are laid out.
     pub format: Format,
     /// The QMP socket of the virtual machine that has it open, if there is one.
     pub qmp: Option<PathBuf>,
+}
+
+/// What is behind a virtual disk.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// An image file or block device of this host.
+    Path(PathBuf),
+    /// A volume that this host has no path of, by the storage's own name.
+    Volume(String),
+}
+
+impl Volume {
+    /// The path of a volume that has one.
+    pub fn path(&self) -> Result<&Path, DriverError> {
+        match &self.source {
+            Source::Path(path) => Ok(path),
+            Source::Volume(name) => Err(DriverError::new(
+                Kind::Unsupported,
+                format!(
+                    "use the volume {name}: this driver takes image files and block devices, by their path"
+                ),
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Volume(name) => f.write_str(name),
+        }
+    }
 }
 
 /// How an image's bytes are laid out.

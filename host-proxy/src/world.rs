@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use protocol::VmUuid;
 
-use crate::config::{self, Config, Disk, DriverKind, Vm};
+use crate::config::{self, Backend, Config, Disk, Vm};
 use crate::drivers::btrfs::Btrfs;
 use crate::drivers::qemu::Qemu;
 use crate::drivers::reflink::Reflink;
@@ -42,18 +42,17 @@ impl World {
     pub fn new(config: Config, before: Option<&Self>) -> Result<Self, StoreError> {
         let mut stores = BTreeMap::new();
         for store in &config.stores {
-            let kept = before
-                .and_then(|world| world.stores.get(store.name.get_ref()))
-                .filter(|old| old.config == *store);
+            let kept =
+                before.and_then(|world| world.stores.get(&store.name)).filter(|old| old.config == *store);
             let made = match kept {
                 Some(old) => Arc::clone(old),
                 None => Arc::new(Store {
                     config: store.clone(),
                     driver: driver_of(store)
-                        .map_err(|source| StoreError { store: store.name.get_ref().clone(), source })?,
+                        .map_err(|source| StoreError { store: store.name.clone(), source })?,
                 }),
             };
-            stores.insert(store.name.get_ref().clone(), made);
+            stores.insert(store.name.clone(), made);
         }
         Ok(Self { config, stores })
     }
@@ -65,9 +64,8 @@ impl World {
             .stores
             .iter()
             .map(|store| {
-                let driver =
-                    drivers.remove(store.name.get_ref()).expect("the test gives every store a driver");
-                (store.name.get_ref().clone(), Arc::new(Store { config: store.clone(), driver }))
+                let driver = drivers.remove(&store.name).expect("the test gives every store a driver");
+                (store.name.clone(), Arc::new(Store { config: store.clone(), driver }))
             })
             .collect();
         Self { config, stores }
@@ -80,9 +78,7 @@ impl World {
 
     /// The store of this disk.
     pub fn store(&self, disk: &Disk) -> &Arc<Store> {
-        self.stores
-            .get(disk.store.get_ref())
-            .expect("the configuration was checked: every disk's store is there")
+        self.stores.get(&disk.store).expect("the configuration was checked: every disk's store is there")
     }
 
     /// All stores.
@@ -94,7 +90,7 @@ impl World {
     pub fn volume(vm: &Vm, disk: &Disk) -> Volume {
         Volume {
             serial: disk.serial.clone(),
-            path: disk.path.get_ref().clone(),
+            source: disk.source.clone(),
             format: disk.format,
             qmp: vm.qmp.clone(),
         }
@@ -102,10 +98,9 @@ impl World {
 }
 
 fn driver_of(store: &config::Store) -> Result<Box<dyn Driver>, DriverError> {
-    let path = store.path.get_ref().clone();
-    Ok(match store.driver {
-        DriverKind::Reflink => Box::new(Reflink::new(path)?),
-        DriverKind::Btrfs => Box::new(Btrfs::new(path)?),
-        DriverKind::Qemu => Box::new(Qemu::new(path)?),
+    Ok(match &store.backend {
+        Backend::Reflink(path) => Box::new(Reflink::new(path.clone())?),
+        Backend::Btrfs(path) => Box::new(Btrfs::new(path.clone())?),
+        Backend::Qemu(path) => Box::new(Qemu::new(path.clone())?),
     })
 }

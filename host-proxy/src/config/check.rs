@@ -6,8 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 use std::time::Duration;
 
-use super::place::{DiskPlaces, Places, VmPlaces, start};
-use super::{Config, Disk, DriverKind, PeerId, Vm};
+use super::place::{DiskPlaces, Places, StorePlaces, VmPlaces, start};
+use super::{Config, Disk, PeerId, Source, Vm};
 
 /// How many disks one virtual machine may have; as many as a message can name.
 const MAX_DISKS: usize = 64;
@@ -121,16 +121,18 @@ fn service(config: &Config, places: &Places, found: &mut Found<'_>) {
 
 fn stores(config: &Config, places: &Places, found: &mut Found<'_>) {
     let stores = || config.stores.iter().zip(&places.store);
-    found.twice(stores().map(|(store, place)| (store.name.get_ref(), start(&place.name))), |name| {
+    found.twice(stores().map(|(store, place)| (&store.name, start(&place.name))), |name| {
         format!("a second store is named {name:?}")
     });
     // Each would take the other's snapshots for its own.
-    found.twice(stores().map(|(store, place)| (store.path.get_ref(), start(&place.path))), |path| {
-        format!("a second store is in {}", path.display())
+    found.twice(stores().map(|(store, place)| (store.backend.place(), store_at(place))), |place| {
+        format!("a second store is in {place}")
     });
     for (store, place) in stores() {
-        found.path(start(&place.path), store.path.get_ref(), "the store's path");
-        if store.name.get_ref().is_empty() {
+        if let Some(path) = store.backend.folder() {
+            found.path(start(&place.path), path, "the store's path");
+        }
+        if store.name.is_empty() {
             found.say(start(&place.name), "the store's name is empty".to_owned());
         }
     }
@@ -152,9 +154,26 @@ fn vms(config: &Config, places: &Places, found: &mut Found<'_>) {
         format!("a second virtual machine has the QMP socket {}", path.display())
     });
     let disks = vms().flat_map(|(vm, place)| vm.disks.iter().zip(&place.disk));
-    found.twice(disks.map(|(disk, place)| (disk.path.get_ref(), start(&place.path))), |path| {
-        format!("a second disk is {}", path.display())
-    });
+    found.twice(
+        disks.map(|(disk, place)| ((&disk.source, named_within(disk)), source_at(place))),
+        |(source, _)| format!("a second disk is {source}"),
+    );
+}
+
+fn store_at(place: &StorePlaces) -> usize {
+    if place.path.is_some() { start(&place.path) } else { start(&place.driver) }
+}
+
+/// A path means the same everywhere; a volume's name only in its store.
+fn named_within(disk: &Disk) -> Option<&str> {
+    match disk.source {
+        Source::Path(_) => None,
+        Source::Volume(_) => Some(&disk.store),
+    }
+}
+
+fn source_at(place: &DiskPlaces) -> usize {
+    if place.path.is_some() { start(&place.path) } else { start(&place.volume) }
 }
 
 fn peer_at(vm: &Vm, place: &VmPlaces) -> usize {
@@ -208,25 +227,36 @@ fn one_vm(config: &Config, vm: &Vm, places: &VmPlaces, found: &mut Found<'_>) {
 }
 
 fn one_disk(config: &Config, vm: &Vm, disk: &Disk, places: &DiskPlaces, found: &mut Found<'_>) {
-    found.path(start(&places.path), disk.path.get_ref(), &format!("the path of the disk {}", disk.serial));
-    // Cutting a snapshot as if it were a disk would never end.
-    if disk.path.get_ref().components().any(|part| part.as_os_str() == ".hostsnap") {
-        let what = format!("the disk {} is in a store's folder of snapshots (.hostsnap)", disk.serial);
-        found.say(start(&places.path), what);
-    }
-    match config.stores.iter().find(|store| store.name.get_ref() == disk.store.get_ref()) {
-        None => {
-            let names: Vec<_> = config.stores.iter().map(|store| store.name.get_ref().as_str()).collect();
-            let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-            found.say(
-                start(&places.store),
-                format!("there is no store {:?}; there are: {there}", disk.store.get_ref()),
-            );
+    if let Source::Path(path) = &disk.source {
+        found.path(start(&places.path), path, &format!("the path of the disk {}", disk.serial));
+        // Cutting a snapshot as if it were a disk would never end.
+        if path.components().any(|part| part.as_os_str() == ".hostsnap") {
+            let what = format!("the disk {} is in a store's folder of snapshots (.hostsnap)", disk.serial);
+            found.say(start(&places.path), what);
         }
-        Some(store) if store.driver == DriverKind::Qemu && vm.qmp.is_none() => found.say(
+    }
+    let Some(store) = config.stores.iter().find(|store| store.name == disk.store) else {
+        let names: Vec<_> = config.stores.iter().map(|store| store.name.as_str()).collect();
+        let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        found.say(start(&places.store), format!("there is no store {:?}; there are: {there}", disk.store));
+        return;
+    };
+    let driver = store.backend.driver();
+    if store.backend.needs_qmp() && vm.qmp.is_none() {
+        found.say(
             start(&places.store),
-            format!("the driver qemu needs the QMP socket of {}: add qmp = \"/path\"", vm.name),
+            format!("the driver {driver} needs the QMP socket of {}: add qmp = \"/path\"", vm.name),
+        );
+    }
+    match (store.backend.names_volumes(), &disk.source) {
+        (false, Source::Volume(_)) => found.say(
+            start(&places.volume),
+            format!("the driver {driver} needs the path of the disk {}: path = \"/…\" instead of volume", disk.serial),
         ),
-        Some(_) => {}
+        (true, Source::Path(_)) => found.say(
+            start(&places.path),
+            format!("the driver {driver} needs the name of the disk {} on the storage: volume = \"…\" instead of path", disk.serial),
+        ),
+        _ => {}
     }
 }

@@ -29,6 +29,7 @@ pub(super) struct ServicePlaces {
 #[serde(default)]
 pub(super) struct StorePlaces {
     pub(super) name: Key,
+    pub(super) driver: Key,
     pub(super) path: Key,
 }
 
@@ -49,6 +50,7 @@ pub(super) struct DiskPlaces {
     pub(super) serial: Key,
     pub(super) store: Key,
     pub(super) path: Key,
+    pub(super) volume: Key,
 }
 
 impl Places {

@@ -37,7 +37,7 @@ fn a_good_configuration_has_sane_defaults() {
 #[test]
 fn mistakes_name_file_line_and_what_is_allowed() {
     for (from, to, line, words) in [
-        ("min_free", "min_fre", 6, "expected one of `name`, `driver`, `path`, `min_free`"),
+        ("min_free", "min_fre", 6, "expected one of `name`, `driver`, `min_free`, `path`"),
         ("\"reflink\"", "\"zfs2\"", 4, "expected one of `qemu`, `reflink`, `btrfs`"),
         ("cid = 42", "cid = 2", 11, "reserved"),
         ("cid = 42", "", 8, "exactly one of `cid`"),
@@ -56,6 +56,9 @@ fn mistakes_name_file_line_and_what_is_allowed() {
         ("\n[[store]]", "[service]\nmax_lease = \"2h\"\n[[store]]", 2, "at most 3600s"),
         ("\n[[store]]", "[service]\nmax_connections_per_vm = 0\n[[store]]", 2, "at least 1"),
         ("\n[[store]]", "[service]\nstate_dir = \"var\"\n[[store]]", 2, "absolute"),
+        ("path = \"/srv/images\"", "", 2, "path = \"/…\""),
+        ("path = \"/srv/images/data.img\"", "", 12, "exactly one of `path`"),
+        ("path = \"/srv/images/data.img\"", "volume = \"data\"", 15, "the driver reflink needs the path"),
         ("cid = 42", "cid = 42\nallow = [\"restore\"]", 12, "expected one of `create`, `list`, `delete`"),
     ] {
         let told = errors(&GOOD.replacen(from, to, 1));

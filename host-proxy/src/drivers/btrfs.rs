@@ -53,15 +53,15 @@ impl Btrfs {
     /// The path of a volume inside of the subvolume.
     fn inside(&self, volume: &Volume) -> Result<PathBuf, DriverError> {
         let path = volume
-            .path
+            .path()?
             .canonicalize()
-            .map_err(|error| DriverError::io(format!("look at {}", volume.path.display()), error))?;
+            .map_err(|error| DriverError::io(format!("look at {}", volume.source), error))?;
         let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
         match path.strip_prefix(&self.store) {
             Ok(inside) if device(&path) == device(&self.store) => Ok(inside.to_owned()),
             _ => Err(DriverError::new(
                 Kind::Unsupported,
-                format!("{} is not in the subvolume {}", volume.path.display(), self.store.display()),
+                format!("{} is not in the subvolume {}", volume.source, self.store.display()),
             )),
         }
     }
@@ -132,8 +132,7 @@ impl Driver for Btrfs {
                 Kind::Unsupported,
                 format!(
                     "snapshot {}: a {:?} image is not whole in its file while QEMU has it open; use the driver qemu",
-                    volume.path.display(),
-                    volume.format
+                    volume.source, volume.format
                 ),
             ));
         }

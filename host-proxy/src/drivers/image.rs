@@ -8,14 +8,13 @@ use super::{DriverError, Kind, Volume};
 
 /// Opens the image of a volume to read it.
 pub(super) fn open(volume: &Volume) -> Result<File, DriverError> {
-    File::open(&volume.path)
-        .map_err(|error| DriverError::io(format!("open {}", volume.path.display()), error))
+    File::open(volume.path()?).map_err(|error| DriverError::io(format!("open {}", volume.source), error))
 }
 
 /// The size of a regular raw image, in bytes.
 pub(super) fn regular_size(volume: &Volume) -> Result<u64, DriverError> {
-    let doing = || format!("look at {}", volume.path.display());
-    let meta = fs::metadata(&volume.path).map_err(|error| DriverError::io(doing(), error))?;
+    let doing = || format!("look at {}", volume.source);
+    let meta = fs::metadata(volume.path()?).map_err(|error| DriverError::io(doing(), error))?;
     if meta.file_type().is_block_device() {
         return Err(DriverError::new(
             Kind::Unsupported,
@@ -43,7 +42,7 @@ pub(super) fn read_head(volume: &Volume, len: usize) -> Result<Vec<u8>, DriverEr
             Ok(read) => filled += read,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => {
-                return Err(DriverError::io(format!("read {}", volume.path.display()), error));
+                return Err(DriverError::io(format!("read {}", volume.source), error));
             }
         }
     }
@@ -55,8 +54,7 @@ pub(super) fn read_head(volume: &Volume, len: usize) -> Result<Vec<u8>, DriverEr
 /// during the first. FICLONE and btrfs snapshots would otherwise do it inside the cut.
 pub(super) fn flush(file: &File, volume: &Volume) -> Result<(), DriverError> {
     for _ in 0..2 {
-        file.sync_data()
-            .map_err(|error| DriverError::io(format!("flush {}", volume.path.display()), error))?;
+        file.sync_data().map_err(|error| DriverError::io(format!("flush {}", volume.source), error))?;
     }
     Ok(())
 }

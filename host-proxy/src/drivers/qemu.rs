@@ -77,7 +77,7 @@ fn of_qmp(doing: String, error: QmpError) -> DriverError {
 
 fn find(qmp: &mut Qmp, volume: &Volume) -> Result<disk::Disk, DriverError> {
     let doing = || format!("find the disk {} in QEMU", volume.serial);
-    disk::find(qmp, &volume.serial, &volume.path).map_err(|error| match error {
+    disk::find(qmp, &volume.serial, volume.path()?).map_err(|error| match error {
         FindError::Qmp(error) => of_qmp(doing(), error),
         other => DriverError {
             kind: Kind::NotFound,
@@ -220,7 +220,7 @@ impl Expose for Qemu {
 /// `qemu-img` reads the image beside the QEMU that has it open (`-U`); the guest flushed its disk
 /// before it asked, so that what is read here is what it reads.
 fn read_head_of_qcow2(volume: &Volume, len: usize) -> Result<Vec<u8>, DriverError> {
-    let doing = || format!("read the first bytes of {} with qemu-img", volume.path.display());
+    let doing = || format!("read the first bytes of {} with qemu-img", volume.source);
     let folder = tempfile::tempdir().map_err(|error| DriverError::io(doing(), error))?;
     let head = folder.path().join("head");
     let arg = |name: &str, path: &Path| {
@@ -231,7 +231,7 @@ fn read_head_of_qcow2(volume: &Volume, len: usize) -> Result<Vec<u8>, DriverErro
     let status = Command::new("qemu-img")
         .args(["dd", "-U", "-f", "qcow2", "-O", "raw", "count=1"])
         .arg(format!("bs={len}"))
-        .arg(arg("if", &volume.path))
+        .arg(arg("if", volume.path()?))
         .arg(arg("of", &head))
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -72,8 +72,7 @@ impl Driver for Reflink {
                 Kind::Unsupported,
                 format!(
                     "clone {}: a {:?} image is not whole in its file while QEMU has it open; use the driver qemu",
-                    volume.path.display(),
-                    volume.format
+                    volume.source, volume.format
                 ),
             ));
         }
@@ -83,12 +82,12 @@ impl Driver for Reflink {
                 .map(|meta| meta.dev())
                 .map_err(|error| DriverError::io(format!("look at {}", path.display()), error))
         };
-        if device(&volume.path)? != device(&self.store)? {
+        if device(volume.path()?)? != device(&self.store)? {
             return Err(DriverError::new(
                 Kind::Unsupported,
                 format!(
                     "clone {}: it is not in the file system of the store {}",
-                    volume.path.display(),
+                    volume.source,
                     self.store.display()
                 ),
             ));

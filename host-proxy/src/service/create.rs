@@ -138,7 +138,7 @@ impl Service {
             )
             .await
             .map_err(|error| errors::of_driver(&vm, &doing, &error))?;
-            policy::room(disk.store.get_ref(), free_bytes, world.store(disk).config.min_free)?;
+            policy::room(&disk.store, free_bytes, world.store(disk).config.min_free)?;
             // The administrator, for a guest without an agent, has read nothing to compare with.
             if asker == Asker::Admin {
                 continue;
@@ -275,7 +275,7 @@ impl Common {
         for store in world.stores() {
             let volumes: Vec<Volume> = disks
                 .iter()
-                .filter(|(disk, _)| disk.store.get_ref() == store.config.name.get_ref())
+                .filter(|(disk, _)| disk.store == store.config.name)
                 .map(|(disk, _)| World::volume(vm, disk))
                 .collect();
             if volumes.is_empty() {

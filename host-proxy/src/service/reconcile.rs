@@ -95,7 +95,7 @@ impl Service {
         let mut inventory = Inventory { found: BTreeMap::new(), complete: true };
         for store in self.world().stores() {
             let used = Arc::clone(store);
-            let doing = format!("list the snapshots in the store {}", store.config.name.get_ref());
+            let doing = format!("list the snapshots in the store {}", store.config.name);
             match blocking::bounded(&doing, STORE_LIMIT, move || used.driver.list(), drop).await {
                 Ok(found) => {
                     for one in found {
@@ -299,7 +299,7 @@ impl Service {
                 .ok_or_else(|| format!("its disk {} is not configured", cut.serial))?;
             let store = world.store(disk);
             by_store
-                .entry(disk.store.get_ref())
+                .entry(&disk.store)
                 .or_insert_with(|| (Arc::clone(store), Vec::new()))
                 .1
                 .push(World::volume(vm, disk));
@@ -327,6 +327,6 @@ fn read_manifest(parts: &[(Arc<Store>, Found)]) -> Result<SnapshotRecord, String
     let bytes = found
         .manifest
         .as_ref()
-        .ok_or_else(|| format!("its manifest in the store {} can't be read", store.config.name.get_ref()))?;
+        .ok_or_else(|| format!("its manifest in the store {} can't be read", store.config.name))?;
     manifest::read(bytes, found.owner).map_err(|error| errors::chain(&error))
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use harness::loopfs::{Kind, LoopFs};
 use harness::process::Process;
-use host_proxy::drivers::{Driver, Format, Volume, btrfs::Btrfs, qemu::Qemu, reflink::Reflink};
+use host_proxy::drivers::{Driver, Format, Source, Volume, btrfs::Btrfs, qemu::Qemu, reflink::Reflink};
 use host_proxy::vmm::qmp::Qmp;
 use serde_json::json;
 
@@ -41,7 +41,12 @@ impl Drop for Filler {
 }
 
 pub(crate) fn volume(path: &Path, serial: &str, qmp: Option<PathBuf>) -> Volume {
-    Volume { serial: serial.parse().unwrap(), path: path.to_owned(), format: Format::Raw, qmp }
+    Volume {
+        serial: serial.parse().unwrap(),
+        source: Source::Path(path.to_owned()),
+        format: Format::Raw,
+        qmp,
+    }
 }
 
 fn image(folder: &Path, name: &str) -> PathBuf {
@@ -92,7 +97,7 @@ impl Bench for Files {
     }
 
     fn write(&self, volume: &Volume, byte: u8) {
-        let file = File::options().write(true).open(&volume.path).unwrap();
+        let file = File::options().write(true).open(volume.path().unwrap()).unwrap();
         file.write_all_at(&[byte; 1 << 20], 0).unwrap();
         file.sync_all().unwrap();
     }

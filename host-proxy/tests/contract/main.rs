@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use bench::{Bench, DISK_BYTES, Files, PausedQemu};
 use harness::loopfs::{self, Kind as Fs, LoopFs};
 use host_proxy::drivers::{
-    Continue, CutSet, Deleted, Driver, DriverError, Found, Kind, Owner, Plan, Ready, Recovered, Volume,
+    Continue, CutSet, Deleted, Driver, DriverError, Found, Kind, Owner, Plan, Ready, Recovered, Source,
+    Volume,
 };
 use protocol::{RequestId, SnapshotId, VmUuid};
 
@@ -168,7 +169,7 @@ fn what_is_in_use_is_busy(bench: &dyn Bench) {
 
 fn what_is_not_there_can_not_be_snapshot(bench: &dyn Bench) {
     let absent = Volume {
-        path: bench.store().join("absent.img"),
+        source: Source::Path(bench.store().join("absent.img")),
         serial: "absent".parse().unwrap(),
         ..bench.volumes()[0].clone()
     };

@@ -75,10 +75,10 @@ fn a_monitor_that_is_gone_while_it_settles_ends_in_an_error_and_leaves_nothing_o
 fn an_image_that_moved_is_found_by_the_check() {
     let bench = PausedQemu::start();
     let [first, ..] = &bench.volumes()[..] else { panic!("no volume") };
-    fs::rename(&first.path, first.path.with_extension("moved")).unwrap();
+    fs::rename(first.path().unwrap(), first.path().unwrap().with_extension("moved")).unwrap();
     let error = bench.driver().check(first).unwrap_err();
     assert_eq!(error.kind, Kind::NotFound, "{}", told(&error));
-    assert!(told(&error).contains(&*first.path.to_string_lossy()), "{}", told(&error));
+    assert!(told(&error).contains(&first.source.to_string()), "{}", told(&error));
     assert!(bench.driver().prepare(&plan(owner(), &bench.volumes()), soon()).is_err());
     assert_eq!(bench.driver().list().unwrap(), []);
 }
@@ -91,7 +91,7 @@ fn serials_are_compared_by_the_20_bytes_that_virtio_carries() {
     let bench = PausedQemu::with_disks(&serials);
     let volumes = bench.volumes();
     let named = |index: usize, serial: &str| -> Volume {
-        volume(&volumes[index].path, serial, volumes[index].qmp.clone())
+        volume(volumes[index].path().unwrap(), serial, volumes[index].qmp.clone())
     };
     for serial in [serials[0], &serials[0][..20]] {
         assert_eq!(bench.driver().check(&named(0, serial)).unwrap().size_bytes, DISK_BYTES, "{serial}");

@@ -1,0 +1,107 @@
+//! Reading one `[[store]]`: each driver has its own keys, and takes no other's.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+
+use super::{Store, units};
+
+/// A driver with what it needs to find its storage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backend {
+    /// QEMU copies, by QMP, into this folder.
+    Qemu(PathBuf),
+    /// FICLONE, into this folder.
+    Reflink(PathBuf),
+    /// Snapshots of the btrfs subvolume that this folder is.
+    Btrfs(PathBuf),
+}
+
+/// The words of `driver =`.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Word {
+    Qemu,
+    Reflink,
+    Btrfs,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    name: String,
+    driver: Word,
+    #[serde(default = "units::default_min_free", deserialize_with = "units::bytes")]
+    min_free: u64,
+    path: Option<PathBuf>,
+}
+
+impl Raw {
+    fn backend(&mut self) -> Result<Backend, String> {
+        let backend = match self.driver {
+            Word::Qemu => Backend::Qemu(self.folder("qemu")?),
+            Word::Reflink => Backend::Reflink(self.folder("reflink")?),
+            Word::Btrfs => Backend::Btrfs(self.folder("btrfs")?),
+        };
+        Ok(backend)
+    }
+
+    fn folder(&mut self, driver: &str) -> Result<PathBuf, String> {
+        self.path.take().ok_or_else(|| {
+            format!("the store {:?} needs the folder where the driver {driver} keeps its snapshots: path = \"/…\"", self.name)
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Store {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut raw = Raw::deserialize(deserializer)?;
+        let backend = raw.backend().map_err(D::Error::custom)?;
+        if raw.path.is_some() {
+            return Err(D::Error::custom(format!(
+                "the store {:?} has a path, which the driver {} has no use for",
+                raw.name,
+                backend.driver()
+            )));
+        }
+        Ok(Self { name: raw.name, backend, min_free: raw.min_free })
+    }
+}
+
+impl Backend {
+    /// The driver's name.
+    pub const fn driver(&self) -> &'static str {
+        match self {
+            Self::Qemu(_) => "qemu",
+            Self::Reflink(_) => "reflink",
+            Self::Btrfs(_) => "btrfs",
+        }
+    }
+
+    /// The folder of this host where the snapshots are, for drivers that keep files.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Qemu(path) | Self::Reflink(path) | Self::Btrfs(path) => Some(path),
+        }
+    }
+
+    /// Whether it asks the QEMU that has the disk.
+    pub(super) const fn needs_qmp(&self) -> bool {
+        matches!(self, Self::Qemu(_))
+    }
+
+    /// Whether a disk is named by `volume`, not by `path`.
+    pub(super) const fn names_volumes(&self) -> bool {
+        match self {
+            Self::Qemu(_) | Self::Reflink(_) | Self::Btrfs(_) => false,
+        }
+    }
+
+    /// Where it keeps its snapshots, in words; no two stores may share it.
+    pub(super) fn place(&self) -> String {
+        match self {
+            Self::Qemu(path) | Self::Reflink(path) | Self::Btrfs(path) => path.display().to_string(),
+        }
+    }
+}
