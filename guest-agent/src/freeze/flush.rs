@@ -1,6 +1,9 @@
 //! Writing back before the freeze, so that FIFREEZE has little left to write while applications
 //! wait. One `syncfs` of a busy file system leaves what was written during it; so it is repeated
-//! until a round is short, or rounds don't get shorter.
+//! until a round is short, or rounds don't get shorter. What is much is written back in sips before.
+
+mod open_files;
+mod sips;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -57,6 +60,7 @@ pub fn flush(mount_points: &[PathBuf], limit: Duration) -> Result<Flushed, Flush
         .map(|path| Ok((path, mounts::open_mount(path)?)))
         .collect::<Result<Vec<_>, OpenError>>()?;
     let began = Instant::now();
+    sips::write_back(&files.iter().map(|(_, file)| file).collect::<Vec<_>>(), began + limit);
     let mut rounds = Vec::with_capacity(MOST_ROUNDS);
     while go_on(&rounds) && (rounds.is_empty() || began.elapsed() < limit) {
         let round = Instant::now();
