@@ -25,6 +25,7 @@
 //! | `ioctl`, `mounts`, `clock`, `expedite` | the kernel's interfaces |
 //! | [`flush`] | `syncfs` before the freeze, so that little is left to write in it |
 //! | `lock` | one freeze at a time in a guest |
+//! | `urgent` | before all else that wants the processor |
 //!
 //! Facts relied on: a freeze belongs to the super block, not to a descriptor, so the death of the
 //! freezer leaves it frozen; a second FIFREEZE fails with EBUSY, a FITHAW of what is not frozen with
@@ -45,6 +46,7 @@ mod report;
 mod shared;
 mod slot;
 mod together;
+mod urgent;
 
 use std::io;
 use std::path::PathBuf;

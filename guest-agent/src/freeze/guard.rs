@@ -24,8 +24,12 @@ use super::lock::FreezeLock;
 use super::report::{Report, report};
 use super::shared::{End, Shared};
 use super::slot::Side;
-use super::{FreezeError, Plan, Target, keeper};
+use super::{FreezeError, Plan, Target, keeper, urgent};
 
+/// Before the freeze, for those that waited for the processor while the keeper started, and after the
+/// thaw, for those that waited for the thaw: what we do there can wait, and they have waited enough.
+/// Enough to write a record; more than a moment on a machine with one processor only.
+const BREATH: Duration = Duration::from_millis(3);
 /// How long the keeper may take to get ready.
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long the flow waits for what the keeper is thawing, before it reports without it.
@@ -46,6 +50,8 @@ pub struct Armed {
     budget: Duration,
     keeper_pid: u32,
     watcher: Option<JoinHandle<()>>,
+    /// How urgent the thread was that freezes now.
+    before: Option<urgent::Before>,
 }
 
 /// Everything is frozen. Dropping it thaws.
@@ -111,8 +117,14 @@ pub(super) fn arm(plan: Plan, mounts: Vec<File>, lock: &FreezeLock) -> Result<Ar
         .stack_size(WATCHER_STACK_BYTES)
         .spawn(move || watched.watch(child))
         .map_err(failed("start the thread that watches it"))?;
-    let armed =
-        Armed { guard, targets: plan.targets, budget: plan.budget, keeper_pid, watcher: Some(watcher) };
+    let armed = Armed {
+        guard,
+        targets: plan.targets,
+        budget: plan.budget,
+        keeper_pid,
+        watcher: Some(watcher),
+        before: None,
+    };
     channel::hand_over(&armed.guard.channel, &parts).map_err(failed("hand over the descriptors"))?;
     armed.guard.wait_until_ready().map_err(failed("wait until it is ready"))?;
     lock.note_keeper(keeper_pid).map_err(failed("note its process in the lock"))?;
@@ -142,7 +154,9 @@ impl Armed {
     /// # Errors
     /// When not everything is frozen: the report says why. What had been frozen is thawed again; a
     /// FIFREEZE that has not come back is thawed by the keeper when it does.
-    pub fn freeze(self) -> Result<Frozen, Report> {
+    pub fn freeze(mut self) -> Result<Frozen, Report> {
+        thread::sleep(BREATH);
+        self.before = Some(urgent::begin());
         let guard = &self.guard;
         let budget_ns = u64::try_from(self.budget.as_nanos()).unwrap_or(u64::MAX);
         let deadline_ns = now_ns().saturating_add(budget_ns);
@@ -160,6 +174,12 @@ impl Armed {
         Err(self.report())
     }
 
+    fn calm_down(&mut self) {
+        if let Some(before) = self.before.take() {
+            before.restore();
+        }
+    }
+
     fn report(&self) -> Report {
         report(&self.targets, &self.guard.shared)
     }
@@ -168,6 +188,7 @@ impl Armed {
 impl Drop for Armed {
     fn drop(&mut self) {
         self.guard.finish(End::Dropped);
+        self.calm_down();
         // Both have the mount points open: whoever unmounts one next is not to find it busy.
         if self.guard.keeper_ends_within(PARTING_LIMIT)
             && let Some(watcher) = self.watcher.take()
@@ -191,8 +212,10 @@ impl Frozen {
     }
 
     /// Thaws everything, in reverse, and says how it went.
-    pub fn thaw(self) -> Report {
+    pub fn thaw(mut self) -> Report {
         self.0.guard.release();
+        self.0.calm_down();
+        thread::sleep(BREATH);
         self.0.report()
     }
 }

@@ -13,6 +13,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -25,6 +26,7 @@ use super::expedite::Expedite;
 use super::shared::{End, Shared};
 use super::slot::Side;
 use super::together::Together;
+use super::urgent;
 
 /// The hidden first argument by which this program becomes the keeper.
 pub const ARGUMENT: &str = "__thaw-keeper";
@@ -34,6 +36,9 @@ pub(super) const EMERGENCY: Signal = Signal::SIGUSR1;
 
 /// Deep enough for a few system calls, shallow enough to be locked in memory without a thought.
 const WORKER_STACK_BYTES: usize = 64 * 1024;
+
+/// Between the thaw and the end of this process.
+const PARTING_PAUSE: Duration = Duration::from_millis(6);
 
 /// How often the last claims are looked at.
 const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
@@ -95,6 +100,9 @@ fn get_ready(flow: &OwnedFd) -> Result<Keeper, Failed> {
     // Code, heap and stacks, the workers' to come too: nothing is fetched from a file system later.
     mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE)
         .map_err(|errno| ("lock memory", errno.into()))?;
+    // From now on it sleeps nearly always; when it wakes up, applications wait for it. Not before:
+    // until here it only takes the processor from them.
+    urgent::begin();
     Ok(keeper)
 }
 
@@ -106,8 +114,6 @@ fn leave_the_crowd() {
     let _ = rustix::thread::set_name(c"hostsnap-thaw");
     // The out-of-memory killer passes it over, `memory.oom.group` included (proc_pid_oom_score_adj(5)).
     let _ = write_to("/proc/self/oom_score_adj", "-1000");
-    // It sleeps nearly always; when it wakes up, applications wait for it.
-    let _ = rustix::process::setpriority_process(None, -20);
     // Out of the service's or session's control group: `systemctl kill`, or the SIGKILL at the end of
     // a slow stop, goes to a whole group at once, and nobody would be left to thaw.
     for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd"] {
@@ -164,6 +170,7 @@ impl Keeper {
         if frozen {
             // The end of a thread is work for the processor that the flow needs now.
             wait_for(&self.go);
+            urgent::end();
         }
         signal(&self.done);
     }
@@ -171,6 +178,7 @@ impl Keeper {
     /// Any worker.
     fn help(&self) {
         self.together.meet();
+        self.together.flush(&self.shared, &self.mounts);
         self.together.freeze(&self.shared, &self.mounts);
     }
 
@@ -200,12 +208,17 @@ impl Keeper {
             }
         }
         self.shared.thaw_all(&self.mounts, Side::Keeper);
+        if self.shared.is_settled() {
+            urgent::end();
+        }
         // The workers come back now, or when the kernel lets go of its FIFREEZE.
         signal(&self.go);
         self.wait_for_the_rest(flow, flow_is_gone);
         if let Some(expedite) = &self.expedite {
             expedite.off();
         }
+        // To give back locked memory keeps a processor busy that applications want now.
+        thread::sleep(PARTING_PAUSE);
     }
 
     fn begin(&self) {

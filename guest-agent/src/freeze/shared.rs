@@ -158,6 +158,14 @@ impl Shared {
         self.page().phase.compare_exchange(from, to, SeqCst, SeqCst).is_ok()
     }
 
+    /// Writes back, unless the freeze has ended. What can't be written would not be in the snapshot,
+    /// and FIFREEZE would not say so.
+    pub(super) fn flush(&self, files: &[File], index: usize) {
+        if self.is_freezing() && !self.slots()[index].flush(&files[index]) {
+            self.end(End::Failed);
+        }
+    }
+
     /// The keeper's work: FIFREEZE of one, unless the freeze has ended.
     ///
     /// Whoever ends the freeze changes the phase and then looks at the slots; here the slot is

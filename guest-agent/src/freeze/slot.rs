@@ -60,6 +60,19 @@ pub(super) struct RawCall {
 }
 
 impl Slot {
+    /// `syncfs`; its failure is told as that of FIFREEZE. Whether it may be frozen.
+    pub(super) fn flush(&self, file: &File) -> bool {
+        let at = now_ns();
+        let result = rustix::fs::syncfs(file);
+        if result.is_err() {
+            self.freeze_at_ns.store(at, SeqCst);
+            self.freeze_took_ns.store(now_ns().saturating_sub(at), SeqCst);
+            self.freeze_errno.store(errno_of(result), SeqCst);
+            self.state.store(NOT_FROZEN, SeqCst);
+        }
+        result.is_ok()
+    }
+
     /// FIFREEZE. Whether it is frozen now.
     pub(super) fn freeze(&self, file: &File) -> bool {
         let at = now_ns();
