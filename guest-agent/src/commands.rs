@@ -3,6 +3,7 @@
 mod print;
 
 use std::io::{IsTerminal, Write};
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -38,13 +39,19 @@ pub fn parse() -> Cli {
 /// Runs a command; its exit code is the error's.
 pub fn run(cli: Cli) -> ExitCode {
     let json = cli.json;
-    match dispatch(cli) {
+    match catch_unwind(|| dispatch(cli)).unwrap_or_else(|_| Err(a_bug())) {
         Ok(code) => code,
         Err(error) => {
             print::error(&error, json);
             ExitCode::from(error.code.exit_code())
         }
     }
+}
+
+/// After a panic, which was told already, and released on its way what was quiesced.
+fn a_bug() -> WireError {
+    WireError::new(ErrorCode::Internal, "this is a bug of hostsnap; what it had frozen writes again")
+        .hint("report it with the lines above; hostsnap list says whether there is a snapshot")
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode, WireError> {

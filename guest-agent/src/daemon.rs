@@ -14,6 +14,7 @@ mod state;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -73,17 +74,23 @@ pub fn serve(place: &Place, around: Surroundings) -> Result<(), WireError> {
             let (state, listener) = (Arc::clone(&state), Arc::clone(&listener));
             thread::Builder::new()
                 .stack_size(STACK_BYTES)
-                .spawn(move || hold_conversations(&state, &listener))
+                .spawn(move || end_at_a_panic(|| hold_conversations(&state, &listener)))
         })
         .collect::<io::Result<Vec<_>>>()
         .map_err(|error| cannot("start the threads that answer", error))?;
     ready();
     for thread in threads {
-        if let Err(panic) = thread.join() {
-            std::panic::resume_unwind(panic);
-        }
+        let _ = thread.join();
     }
     unreachable!("the threads never end")
+}
+
+/// With a thread less, and what it held in an unknown state, the daemon would go on saying that it is busy.
+/// The service manager starts it anew; what was quiesced is released by then, and the panic told.
+fn end_at_a_panic(work: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(work)).is_err() {
+        std::process::exit(1);
+    }
 }
 
 fn hold_conversations(state: &State, listener: &Listener) {

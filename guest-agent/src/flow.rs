@@ -32,6 +32,7 @@ use protocol::{Consistency, ErrorCode, RequestId, SnapshotRecord, WireError};
 use crate::client::{HostAddress, Limits};
 use crate::freeze;
 use crate::hooks::Hooks;
+use crate::rehearsal::{self, Step};
 use attempt::{Attempt, Failure};
 pub use minimum::{Otherwise, reached};
 pub use target::Target;
@@ -148,6 +149,7 @@ pub fn create_of(
     around: &Surroundings,
     tell: &mut dyn FnMut(Told),
 ) -> Result<Outcome, WireError> {
+    rehearsal::after(Step::Resolved);
     let mut hooks = Hooks::find(&around.hooks, around.hook_limit)?;
     if options.accepted() == Consistency::Application {
         if hooks.is_empty() {

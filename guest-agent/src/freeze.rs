@@ -22,6 +22,7 @@
 //! | `channel` | what they say to each other |
 //! | `report` | what became of it, and whether the freeze was held |
 //! | `emergency` | `hostsnap thaw` |
+//! | `panic` | a panic thaws first, and is told then |
 //! | `ioctl`, `mounts`, `clock`, `expedite` | the kernel's interfaces |
 //! | [`flush`] | `syncfs` before the freeze, so that little is left to write in it |
 //! | `lock` | one freeze at a time in a guest |
@@ -42,6 +43,7 @@ mod ioctl;
 pub mod keeper;
 mod lock;
 mod mounts;
+mod panic;
 mod report;
 mod shared;
 mod slot;
@@ -56,6 +58,7 @@ pub use emergency::{Emergency, EmergencyReport, emergency_thaw};
 pub use guard::{Armed, Frozen};
 pub use lock::{DEFAULT_FOLDER, FreezeLock, LockError};
 pub use mounts::OpenError;
+pub use panic::thaw_before_a_panic_is_told;
 pub use report::{Call, NotHeld, Outcome, Report};
 
 /// By this path the running program can start itself again, even if its file was replaced.

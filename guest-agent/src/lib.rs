@@ -17,4 +17,5 @@ pub mod doctor;
 pub mod flow;
 pub mod freeze;
 pub mod hooks;
+pub mod rehearsal;
 pub mod topology;

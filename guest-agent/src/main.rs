@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use guest_agent::commands;
-use guest_agent::freeze::keeper;
+use guest_agent::freeze::{self, keeper};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -15,10 +15,13 @@ fn main() -> ExitCode {
     if keeper::is_asked_for() {
         return keeper::run();
     }
+    freeze::thaw_before_a_panic_is_told();
     let to_stderr = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     tracing_subscriber::registry().with(to_stderr).with(log_filter()).init();
+    #[cfg(feature = "rehearsal")]
+    guest_agent::rehearsal::prepare();
     commands::run(commands::parse())
 }
 

@@ -13,6 +13,7 @@ use super::{Options, Outcome, Surroundings, Target, Told, chain, micros};
 use crate::client::{Client, ClientError, Readiness, WireFailure};
 use crate::freeze::FreezeLock;
 use crate::hooks::Hooks;
+use crate::rehearsal::{self, Step};
 
 /// What is asked for besides the freeze: flushing, arming, and at least so long for hooks.
 const LEASE_FOR_FLUSH: Duration = Duration::from_secs(30);
@@ -46,6 +47,7 @@ impl Attempt<'_> {
         };
         let began = Instant::now();
         let mut client = Client::connect(&self.around.host, self.around.limits).map_err(before_asking)?;
+        rehearsal::after(Step::Connected);
         let prepared = match client.prepare(self.request()).map_err(while_preparing)? {
             Readiness::Ready(prepared) => prepared,
             Readiness::Existing(record) => return self.existing(&mut client, record),
@@ -56,6 +58,7 @@ impl Attempt<'_> {
         let lease_ends = Instant::now() + Duration::from_millis(prepared.lease_ms.into());
         let mut seen = Seen::default();
         seen.timing.prepare_us = micros(began);
+        rehearsal::after(Step::Prepared);
         let lock = lock.expect("the client lets no Prepared through for a dry run");
 
         // From here to the end of what was quiesced, a signal waits.
@@ -76,6 +79,7 @@ impl Attempt<'_> {
         let wait = self.options.wait && patience.stopped_by().is_none();
         let conclude = Conclude { ticket, timing: seen.timing, evidence: seen.into_evidence(), wait };
         client.conclude(conclude).map_err(after_asking)?;
+        rehearsal::after(Step::Concluded);
         // The host knows all: whoever wants to end may.
         drop(patience);
         client

@@ -12,6 +12,7 @@ use super::evidence::{self, Seen};
 use super::{Told, micros};
 use crate::client::{Client, ClientError, WireFailure};
 use crate::freeze::{Frozen, Report};
+use crate::rehearsal::{self, Step};
 
 /// Longer than any `Cut` frame.
 const CUT_FRAME: usize = 64;
@@ -43,9 +44,12 @@ pub(super) fn frozen(
     let deadline = Instant::now() + frozen.remaining();
     let began = Instant::now();
     let sent = send(client, ticket, deadline);
+    rehearsal::after(Step::CutSent);
     let received = sent.and_then(|()| client.wire().receive_bytes(deadline));
     let took = began.elapsed();
+    rehearsal::after(Step::CutDone);
     let report = frozen.thaw();
+    rehearsal::after(Step::Thawed);
 
     tell(Told::Phase(AgentPhase::Settling));
     seen.timing.cut_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);

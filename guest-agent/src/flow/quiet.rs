@@ -15,6 +15,7 @@ use super::{Told, chain, cut, micros};
 use crate::client::{Client, ClientError};
 use crate::freeze::{self, FreezeLock, Frozen, NotHeld, Plan};
 use crate::hooks::{Ended, Occasion, Quiesced};
+use crate::rehearsal::{self, Step};
 
 /// How long flushing before the freeze may take.
 const FLUSH_LIMIT: Duration = Duration::from_secs(30);
@@ -61,6 +62,7 @@ impl Quiet<'_> {
         });
         seen.timing.hooks_us = micros(began);
         seen.hooks = quiesced.evidence();
+        rehearsal::after(Step::Quiesced);
         let result = self.quiesced_cut(client, &quiesced, seen, tell);
         tell(Told::Phase(AgentPhase::Settling));
         let held = result.is_ok() && seen.freeze == Freeze::Held;
@@ -83,6 +85,7 @@ impl Quiet<'_> {
         let began = Instant::now();
         let flushed = freeze::flush::flush(&self.attempt.target.mount_points(), FLUSH_LIMIT);
         seen.timing.flush_us = micros(began);
+        rehearsal::after(Step::Flushed);
         // A power cut would not have flushed either.
         if let Err(error) = flushed
             && minimum > Consistency::Crash
@@ -150,8 +153,11 @@ impl Quiet<'_> {
         // What runs from here to the thaw must not be paged in from what is frozen. If it can't be
         // locked, it was used a moment ago, and the keeper thaws at the deadline.
         let _ = rustix::mm::mlockall(rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE);
+        rehearsal::after(Step::Armed);
         tell(Told::Phase(AgentPhase::Frozen));
-        armed.freeze().map(Some).map_err(|report| {
+        let frozen = armed.freeze();
+        rehearsal::after(Step::Frozen);
+        frozen.map(Some).map_err(|report| {
             let why = report.held.err().unwrap_or(NotHeld::GivenUp);
             seen.file_systems = report.file_systems;
             not_frozen(&why)

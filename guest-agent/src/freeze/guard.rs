@@ -24,7 +24,7 @@ use super::lock::FreezeLock;
 use super::report::{Report, report};
 use super::shared::{End, Shared};
 use super::slot::Side;
-use super::{FreezeError, Plan, Target, keeper, urgent};
+use super::{FreezeError, Plan, Target, keeper, panic, urgent};
 
 /// Before the freeze, for those that waited for the processor while the keeper started, and after the
 /// thaw, for those that waited for the thaw: what we do there can wait, and they have waited enough.
@@ -58,7 +58,7 @@ pub struct Armed {
 pub struct Frozen(Armed);
 
 /// What the flow's threads share.
-struct Guard {
+pub(super) struct Guard {
     shared: Shared,
     channel: OwnedFd,
     /// Readable from the deadline on.
@@ -110,6 +110,7 @@ pub(super) fn arm(plan: Plan, mounts: Vec<File>, lock: &FreezeLock) -> Result<Ar
         finished: AtomicBool::new(false),
         _lock,
     });
+    panic::remember(&guard);
     // From here on the watcher ends the keeper, however this ends.
     let watched = Arc::clone(&guard);
     let watcher = thread::Builder::new()
@@ -250,6 +251,11 @@ impl Guard {
     fn release(&self) {
         self.shared.release();
         self.thaw();
+    }
+
+    /// Thaws, in the middle of whatever the flow is doing.
+    pub(super) fn give_up(&self) {
+        self.finish(End::Dropped);
     }
 
     fn finish(&self, why: End) {

@@ -23,6 +23,7 @@ use rustix::time::Timespec;
 
 use super::channel::{self, Parts, hear, is_readable, say, wait};
 use super::expedite::Expedite;
+use super::panic;
 use super::shared::{End, Shared};
 use super::slot::Side;
 use super::together::Together;
@@ -55,6 +56,7 @@ pub fn run() -> ExitCode {
 
 /// As [`run`]; calls this when it is ready and from then on allocates nothing, which a test proves.
 pub fn run_calling(on_ready: fn()) -> ExitCode {
+    panic::end_at_a_panic();
     let Ok(flow) = io::stdin().as_fd().try_clone_to_owned() else { return ExitCode::FAILURE };
     match get_ready(&flow) {
         Ok(keeper) => {

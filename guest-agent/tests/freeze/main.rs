@@ -6,6 +6,7 @@
 //! | `bench` | arming, freezing and looking, for one test at a time |
 //! | `holding` | writers wait, and go on |
 //! | `deaths` | processes that are killed or stopped while frozen |
+//! | `panics` | a panic while frozen |
 //! | `deadline` | the deadline, and a FIFREEZE that does not come back |
 //! | `strangers` | somebody else freezes or thaws, and `hostsnap thaw` |
 
@@ -13,4 +14,5 @@ mod bench;
 mod deadline;
 mod deaths;
 mod holding;
+mod panics;
 mod strangers;
