@@ -157,7 +157,12 @@ impl Quiet<'_> {
         tell(Told::Phase(AgentPhase::Frozen));
         let frozen = armed.freeze();
         rehearsal::after(Step::Frozen);
-        frozen.map(Some).map_err(|report| {
+        // To ask for a cut is pointless if it has ended since: the keeper was killed, or we were stopped.
+        let frozen = frozen.and_then(|frozen| match frozen.remaining().is_zero() {
+            true => Err(frozen.thaw()),
+            false => Ok(Some(frozen)),
+        });
+        frozen.map_err(|report| {
             let why = report.held.err().unwrap_or(NotHeld::GivenUp);
             seen.file_systems = report.file_systems;
             not_frozen(&why)

@@ -36,8 +36,9 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 /// How long the end of the keeper is waited for when all is done; it takes about a millisecond.
 const PARTING_LIMIT: Duration = Duration::from_millis(100);
-/// How long a keeper with nothing left to do may take to end.
-const KEEPER_END_LIMIT: Duration = Duration::from_secs(2);
+/// How long a keeper with nothing left to do may take to end. Then it is killed: one that is stopped
+/// would keep the lock for ever.
+const KEEPER_END_LIMIT: Duration = Duration::from_millis(500);
 /// How often the watcher looks at a deadline that nobody has noticed.
 const CLAIM_INTERVAL: Duration = Duration::from_millis(100);
 /// Enough for a few system calls.
@@ -190,8 +191,13 @@ impl Drop for Armed {
     fn drop(&mut self) {
         self.guard.finish(End::Dropped);
         self.calm_down();
-        // Both have the mount points open: whoever unmounts one next is not to find it busy.
-        if self.guard.keeper_ends_within(PARTING_LIMIT)
+        // A keeper whose FIFREEZE has not come back is left to itself. Else it is not left behind, and the
+        // mount points, which both have open, are not busy for whoever unmounts one next.
+        let limit = match self.guard.shared.is_in_fifreeze() {
+            true => PARTING_LIMIT,
+            false => KEEPER_END_LIMIT + PARTING_LIMIT,
+        };
+        if self.guard.keeper_ends_within(limit)
             && let Some(watcher) = self.watcher.take()
         {
             let _ = watcher.join();
