@@ -8,6 +8,7 @@
 //! | [`initramfs`] | the guests' root file system |
 //! | [`platform`] | what this machine can give a guest: KVM or emulation, which vsock device |
 //! | [`link`] | a guest's vsock device |
+//! | [`relay`] | between a guest and the service: a line that can be cut |
 //! | [`vm`] | a virtual machine |
 //! | [`guest`] | running commands in it, over a serial port |
 //! | [`serial`] | what is said on that port, for both ends |
@@ -24,6 +25,7 @@ pub mod loopfs;
 pub mod platform;
 pub mod process;
 pub mod records;
+pub mod relay;
 pub mod serial;
 pub mod vm;
 pub mod wait;

@@ -1,6 +1,7 @@
 //! A guest's vsock device, as the host sees it.
 
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -138,6 +139,17 @@ pub enum Listener {
 }
 
 impl Listener {
+    /// Accepts one connection, as a plain socket.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub fn accept_socket(&self) -> io::Result<OwnedFd> {
+        Ok(match self {
+            Self::Vsock(listener) => listener.accept()?.0.into(),
+            Self::Unix(listener) => listener.accept()?.0.into(),
+        })
+    }
+
     /// Accepts one connection; on it, reads wait no longer than this.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 mod agent;
 mod boot;
+mod disasters;
 mod faults;
 mod from_the_host;
 mod layouts;

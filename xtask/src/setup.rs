@@ -100,15 +100,23 @@ fn vsock_device() -> Result<()> {
 /// `hostsnapd` for this machine, and static programs for the guests.
 pub(crate) fn programs() -> Result<()> {
     cargo(&["build", "--quiet", "-p", "host-proxy", "-p", "guest-agent", "-p", "tests"], &[])?;
+    // It can be stopped after each step of its flow; the tests' only.
+    let rehearsal = ["-p", "guest-agent", "--features", "rehearsal", "--bin", "hostsnap"];
+    keep(&build_static("guest", &rehearsal)?.join("hostsnap"), "hostsnap-rehearsal")?;
     let built = build_static("guest", &["-p", "guest-agent", "-p", "host-proxy", "-p", "tests", "--bins"])?;
+    for program in ["hostsnap", "hostsnapd", "guest-init", "app-writer", "vsock-probe", "stall-probe"] {
+        keep(&built.join(program), program)?;
+    }
+    Ok(())
+}
+
+/// One that has not changed keeps its time, and so do the initramfs' that hold it.
+fn keep(built: &Path, name: &str) -> Result<()> {
     let place = folder().join("static");
     fs::create_dir_all(&place)?;
-    for program in ["hostsnap", "hostsnapd", "guest-init", "app-writer", "vsock-probe", "stall-probe"] {
-        let built = built.join(program);
-        let kept = place.join(program);
-        if fs::read(&built)? != fs::read(&kept).unwrap_or_default() {
-            fs::copy(&built, &kept).with_context(|| format!("keep {program}"))?;
-        }
+    let kept = place.join(name);
+    if fs::read(built)? != fs::read(&kept).unwrap_or_default() {
+        fs::copy(built, &kept).with_context(|| format!("keep {name}"))?;
     }
     Ok(())
 }

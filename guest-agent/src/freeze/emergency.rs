@@ -49,6 +49,7 @@ pub fn emergency_thaw(folder: &Path, mount_points: &[PathBuf]) -> EmergencyRepor
     // A keeper that is just freezing would go on with the next one.
     let keeper = lock::keeper_at_work(folder).filter(|pid| end_keeper(*pid));
     let second = if keeper.is_some() { thaw_each(mount_points) } else { Vec::new() };
+    lock::put_right_what_was_left(folder);
     let thawed_late = |n: usize| second.get(n) == Some(&Emergency::Thawed);
     let what = first.into_iter().enumerate();
     let what = what.map(|(n, what)| if thawed_late(n) { Emergency::Thawed } else { what });

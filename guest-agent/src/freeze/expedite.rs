@@ -42,6 +42,12 @@ impl Expedite {
     }
 }
 
+/// For who had set it and was killed before it could restore it.
+pub(super) fn off_in_their_stead() {
+    // As with `write`.
+    let _ = File::options().write(true).open(PATH).and_then(|file| Ok(pwrite(file, b"0", 0)?));
+}
+
 impl From<OwnedFd> for Expedite {
     fn from(fd: OwnedFd) -> Self {
         Self(fd)

@@ -20,7 +20,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
 use super::channel::{self, Parts, hear, is_gone, is_readable, say, wait};
 use super::clock::{self, now_ns, timespec};
 use super::expedite::Expedite;
-use super::lock::FreezeLock;
+use super::lock::{FreezeLock, nothing_to_put_right};
 use super::report::{Report, report};
 use super::shared::{End, Shared};
 use super::slot::Side;
@@ -69,8 +69,8 @@ pub(super) struct Guard {
     mounts: Vec<File>,
     expedite: Option<Expedite>,
     finished: AtomicBool,
-    /// The lock is free when this and the keeper's are closed.
-    _lock: OwnedFd,
+    /// It is free when this and the keeper's are closed.
+    lock: OwnedFd,
 }
 
 /// Starts the keeper and waits until it is ready.
@@ -98,7 +98,7 @@ pub(super) fn arm(plan: Plan, mounts: Vec<File>, lock: &FreezeLock) -> Result<Ar
             .collect::<Result<_, _>>()
             .map_err(failed("copy a descriptor"))?,
     };
-    let _lock = lock.share().map_err(failed("share the lock"))?;
+    let our_lock = lock.share().map_err(failed("share the lock"))?;
     let child = start(&plan.keeper, theirs).map_err(failed("run this program again"))?;
     let keeper_pid = child.id();
     let guard = Arc::new(Guard {
@@ -109,7 +109,7 @@ pub(super) fn arm(plan: Plan, mounts: Vec<File>, lock: &FreezeLock) -> Result<Ar
         mounts,
         expedite,
         finished: AtomicBool::new(false),
-        _lock,
+        lock: our_lock,
     });
     panic::remember(&guard);
     // From here on the watcher ends the keeper, however this ends.
@@ -129,7 +129,8 @@ pub(super) fn arm(plan: Plan, mounts: Vec<File>, lock: &FreezeLock) -> Result<Ar
     };
     channel::hand_over(&armed.guard.channel, &parts).map_err(failed("hand over the descriptors"))?;
     armed.guard.wait_until_ready().map_err(failed("wait until it is ready"))?;
-    lock.note_keeper(keeper_pid).map_err(failed("note its process in the lock"))?;
+    lock.note_keeper(keeper_pid, armed.guard.expedite.is_some())
+        .map_err(failed("note its process in the lock"))?;
     Ok(armed)
 }
 
@@ -328,6 +329,7 @@ impl Guard {
         if let Some(expedite) = &self.expedite {
             expedite.off();
         }
+        nothing_to_put_right(&self.lock);
         let _ = keeper.wait();
     }
 }

@@ -23,11 +23,10 @@ use rustix::time::Timespec;
 
 use super::channel::{self, Parts, hear, is_readable, say, wait};
 use super::expedite::Expedite;
-use super::panic;
 use super::shared::{End, Shared};
 use super::slot::Side;
 use super::together::Together;
-use super::urgent;
+use super::{lock, panic, urgent};
 
 /// The hidden first argument by which this program becomes the keeper.
 pub const ARGUMENT: &str = "__thaw-keeper";
@@ -97,7 +96,7 @@ fn get_ready(flow: &OwnedFd) -> Result<Keeper, Failed> {
         done: event()?,
         expedite,
         mounts,
-        _lock: lock,
+        lock,
     };
     // Code, heap and stacks, the workers' to come too: nothing is fetched from a file system later.
     mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE)
@@ -140,7 +139,7 @@ struct Keeper {
     expedite: Option<Expedite>,
     mounts: Vec<File>,
     /// Held until everything is thawed, even if the flow is gone.
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
 
 impl Keeper {
@@ -219,6 +218,7 @@ impl Keeper {
         if let Some(expedite) = &self.expedite {
             expedite.off();
         }
+        lock::nothing_to_put_right(&self.lock);
         // To give back locked memory keeps a processor busy that applications want now.
         thread::sleep(PARTING_PAUSE);
     }

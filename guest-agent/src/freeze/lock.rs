@@ -2,7 +2,7 @@
 //! systems. The keeper holds the lock too, so it is free only when everything is thawed.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -11,10 +11,15 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use super::expedite;
+
 /// Where the lock is.
 pub const DEFAULT_FOLDER: &str = "/run/hostsnap";
 
 const FILE: &str = "freeze.lock";
+/// The file's first line: whether RCU is expedited. Of one length, so that it is changed in one write.
+const EXPEDITED: &str = "expedited yes\n";
+const NOT_EXPEDITED: &str = "expedited no \n";
 /// There is no wait with a limit for a lock of this kind.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -65,8 +70,9 @@ impl FreezeLock {
             }
             std::thread::sleep(RETRY);
         }
-        file.set_len(0).map_err(failed)?;
-        (&file).write_all(format!("flow {}\n", std::process::id()).as_bytes()).map_err(failed)?;
+        put_right(&file).map_err(failed)?;
+        let notes = format!("{NOT_EXPEDITED}flow {}\n", std::process::id());
+        file.write_all_at(notes.as_bytes(), 0).map_err(failed)?;
         Ok(Self(file))
     }
 
@@ -76,12 +82,36 @@ impl FreezeLock {
         self.0.try_clone().map(OwnedFd::from)
     }
 
-    /// Writes down the keeper, for `hostsnap thaw`.
-    pub(super) fn note_keeper(&self, pid: u32) -> io::Result<()> {
-        let notes = format!("flow {}\nkeeper {pid}\n", std::process::id());
+    /// Writes down the keeper, for `hostsnap thaw`, and whether it will expedite RCU.
+    pub(super) fn note_keeper(&self, pid: u32, expedites: bool) -> io::Result<()> {
+        let first = if expedites { EXPEDITED } else { NOT_EXPEDITED };
+        let notes = format!("{first}flow {}\nkeeper {pid}\n", std::process::id());
         self.0.set_len(0)?;
         self.0.write_all_at(notes.as_bytes(), 0)
     }
+}
+
+/// By flow or keeper, when all is as it was.
+pub(super) fn nothing_to_put_right(lock: &OwnedFd) {
+    let _ = rustix::io::pwrite(lock, NOT_EXPEDITED.as_bytes(), 0);
+}
+
+/// Puts right what a flow and a keeper left that were killed together. Nothing, while a lock is held.
+pub(super) fn put_right_what_was_left(folder: &Path) {
+    let file = File::options().read(true).write(true).open(folder.join(FILE));
+    if let Ok(file) = file
+        && matches!(try_lock(&file), Ok(true))
+    {
+        // Nobody could do more about it.
+        let _ = put_right(&file);
+    }
+}
+
+fn put_right(held: &File) -> io::Result<()> {
+    if Notes::read(held).expedited {
+        expedite::off_in_their_stead();
+    }
+    held.set_len(0)
 }
 
 /// The keeper that is at work now, if there is one. Changes nothing.
@@ -106,6 +136,7 @@ fn try_lock(file: &File) -> io::Result<bool> {
 struct Notes {
     flow: Option<u32>,
     keeper: Option<u32>,
+    expedited: bool,
 }
 
 impl Notes {
@@ -122,6 +153,7 @@ impl Notes {
             match line.split_once(' ') {
                 Some(("flow", pid)) => notes.flow = pid.parse().ok(),
                 Some(("keeper", pid)) => notes.keeper = pid.parse().ok(),
+                Some(("expedited", answer)) => notes.expedited = answer == "yes",
                 _ => {}
             }
         }
@@ -168,7 +200,7 @@ mod tests {
         assert_eq!(keeper_at_work(folder.path()), None);
         let lock = FreezeLock::take(folder.path(), Duration::ZERO).unwrap();
         assert_eq!(keeper_at_work(folder.path()), None);
-        lock.note_keeper(4711).unwrap();
+        lock.note_keeper(4711, false).unwrap();
         assert_eq!(keeper_at_work(folder.path()), Some(4711));
         drop(lock);
         harness::wait::wait_until("nobody has it", SOON, || keeper_at_work(folder.path()).is_none());

@@ -68,7 +68,7 @@ pub(crate) fn all_is_restored() {
 }
 
 /// `rcu_expedited`; where a kernel lacks it, as if it were never set.
-fn setting() -> String {
+pub(crate) fn setting() -> String {
     fs::read_to_string(SETTING).map_or_else(|_| "0".to_owned(), |text| text.trim().to_owned())
 }
 

@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use guest_agent::freeze::{FreezeLock, NotHeld, arm};
+use guest_agent::freeze::{Emergency, FreezeLock, NotHeld, arm, emergency_thaw};
 use harness::loopfs::{Kind, LoopFs};
 use harness::wait::wait_until;
 
-use crate::bench::{Bench, LIMIT, LONG, all_is_restored, is_frozen, plan, run_folder, signal, was_held};
+use crate::bench::{
+    Bench, LIMIT, LONG, all_is_restored, is_frozen, plan, run_folder, setting, signal, was_held,
+};
 
 const PATHS: &str = "HOSTSNAP_TEST_PATHS";
 const BUDGET_MS: &str = "HOSTSNAP_TEST_BUDGET_MS";
@@ -98,6 +100,29 @@ fn sigkill_of_the_flow_while_frozen_thaws_at_once() {
     wait_until("thawed", LIMIT, || !is_frozen(&a.path()) && !is_frozen(&b.path()));
     wait_until("the keeper ends", LIMIT, || !is_alive(flow.keeper));
     all_is_restored();
+}
+
+/// What nobody is left to do. `rcu_expedited` stayed on until somebody noticed.
+#[test]
+fn when_both_are_killed_at_once_the_emergency_exit_puts_all_right() {
+    let fs = LoopFs::new(Kind::Ext4, 64);
+    let mut flow = Flow::frozen(&[&fs.path()], LONG);
+    for name in ["-STOP", "-KILL"] {
+        flow.signal(name);
+        signal(flow.keeper, name);
+    }
+    flow.process.wait().unwrap();
+    wait_until("the keeper is gone", LIMIT, || !has_mappings(flow.keeper));
+    assert!(is_frozen(&fs.path()), "or this test sees nothing");
+    let report = emergency_thaw(&run_folder(), &[fs.path()]);
+    assert_eq!(report.file_systems, [(fs.path(), Emergency::Thawed)]);
+    assert_eq!(setting(), "0");
+    all_is_restored();
+}
+
+/// A zombie has none (proc_pid_maps(5)); in a container nobody may take notice of it.
+fn has_mappings(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/maps")).is_ok_and(|maps| !maps.is_empty())
 }
 
 #[test]
