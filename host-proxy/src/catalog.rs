@@ -210,11 +210,17 @@ impl Catalog {
         Ok(dropped > 0)
     }
 
-    /// Commits that a snapshot is going to be removed. `false` if there is none.
-    pub fn begin_delete(&self, id: SnapshotId) -> Result<bool, CatalogError> {
-        let marked =
-            self.connection().execute("UPDATE snapshots SET phase = 'deleting' WHERE id = ?1", [key(id)])?;
-        Ok(marked > 0)
+    /// Commits that a snapshot is going to be removed, and says how far it was. `None` if there is
+    /// none.
+    pub fn begin_delete(&self, id: SnapshotId) -> Result<Option<Phase>, CatalogError> {
+        let mut connection = self.connection();
+        let transaction = connection.transaction()?;
+        let was = transaction
+            .query_row("SELECT phase FROM snapshots WHERE id = ?1", [key(id)], |row| row.get(0))
+            .optional()?;
+        transaction.execute("UPDATE snapshots SET phase = 'deleting' WHERE id = ?1", [key(id)])?;
+        transaction.commit()?;
+        Ok(was)
     }
 
     /// Takes [`Catalog::begin_delete`] back: the storage refused and has the snapshot as it was.

@@ -19,7 +19,7 @@ use crate::agent::Agent;
 use crate::audit::{Decision, Event};
 use crate::config::Vm;
 use crate::policy;
-use crate::service::{Report, Service, now};
+use crate::service::{Report, Service};
 use crate::transport::{self, TransportError};
 
 /// How soon a request must come.
@@ -226,7 +226,7 @@ async fn delete(service: &Arc<Service>, id: SnapshotId) -> Result<DeleteOutcome,
     let began = Instant::now();
     let reference = id.to_string().parse().expect("an identifier is a valid reference");
     let record = service.get(&policy::read_as_admin(None), reference).await?;
-    let outcome = match policy::delete_as_admin(&record, now()) {
+    let outcome = match policy::delete_as_admin(&record, service.now()) {
         Ok(allowed) => service.delete(allowed).await,
         Err(refused) => Err(refused),
     };

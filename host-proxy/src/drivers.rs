@@ -313,6 +313,11 @@ impl DriverError {
         Self { kind, doing: doing.into(), source: Some(Box::new(source)), undo_failed: None }
     }
 
+    /// Whether nothing is left of what failed. After a deadline the call may still be out.
+    pub fn left_nothing(&self) -> bool {
+        self.undo_failed.is_none() && self.kind != Kind::DeadlinePassed
+    }
+
     /// Adds the outcome of the undo: a failed undo travels with the error that caused it.
     #[must_use]
     pub fn after_undo(mut self, undo: Result<(), DriverError>) -> Self {

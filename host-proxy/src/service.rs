@@ -31,6 +31,7 @@ use protocol::WireError;
 use protocol::record::UnixMillis;
 use tokio::sync::Semaphore;
 
+pub use blocking::{Job, Tell, Workers};
 pub use create::Outcome;
 pub use errors::chain;
 pub use operation::{CutOperation, Operation};
@@ -52,6 +53,8 @@ pub struct Service {
     world: RwLock<Arc<World>>,
     catalog: Arc<Catalog>,
     audit: Audit,
+    workers: Workers,
+    clock: Clock,
     boots: Boots,
     in_flight: InFlight,
     admission: Arc<Semaphore>,
@@ -62,10 +65,18 @@ pub struct Service {
 impl Service {
     /// A service over this world and this catalog.
     pub fn new(world: World, catalog: Catalog, audit: Audit) -> Arc<Self> {
+        Self::with(world, catalog, audit, Workers::threads(), Clock::default())
+    }
+
+    /// A service whose calls and time somebody else rules: for a simulation.
+    #[doc(hidden)]
+    pub fn with(world: World, catalog: Catalog, audit: Audit, workers: Workers, clock: Clock) -> Arc<Self> {
         Arc::new(Self {
             world: RwLock::new(Arc::new(world)),
             catalog: Arc::new(catalog),
             audit,
+            workers,
+            clock,
             boots: Boots::default(),
             in_flight: InFlight::default(),
             admission: Arc::new(Semaphore::new(ADMITTED)),
@@ -90,10 +101,8 @@ impl Service {
         call: impl FnOnce(&Catalog) -> Result<T, CatalogError> + Send + 'static,
     ) -> Result<T, WireError> {
         let catalog = Arc::clone(&self.catalog);
-        match tokio::task::spawn_blocking(move || call(&catalog)).await {
-            Ok(result) => result.map_err(|error| errors::of_catalog(&error)),
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        }
+        let called = self.workers.unbounded(move || call(&catalog)).await;
+        called.expect("no call of the catalog panics").map_err(|error| errors::of_catalog(&error))
     }
 
     /// Which boot of each guest speaks.
@@ -101,9 +110,31 @@ impl Service {
         &self.boots
     }
 
+    /// What the clock shows.
+    pub fn now(&self) -> UnixMillis {
+        (self.clock.0)()
+    }
+
     /// Where decisions are written down.
     pub fn audit(&self) -> &Audit {
         &self.audit
+    }
+}
+
+/// A wall clock: the host's, unless a test has one of its own.
+pub struct Clock(Box<dyn Fn() -> UnixMillis + Send + Sync>);
+
+impl Clock {
+    /// A clock that shows what this says.
+    #[doc(hidden)]
+    pub fn showing(now: impl Fn() -> UnixMillis + Send + Sync + 'static) -> Self {
+        Self(Box::new(now))
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::showing(now)
     }
 }
 

@@ -11,7 +11,7 @@ use protocol::{ErrorCode, SnapshotId, SnapshotRecord, Ticket, VERSIONS, VmUuid, 
 use crate::audit::{Decision, Event};
 use crate::config::Vm;
 use crate::policy::{self, Asker};
-use crate::service::{CutOperation, Operation, Outcome, Service, SettleState, Settling, now};
+use crate::service::{CutOperation, Operation, Outcome, Service, SettleState, Settling};
 use crate::transport::{self, Stream, TransportError};
 
 /// How soon after connecting `Hello` must come.
@@ -90,11 +90,13 @@ impl Session {
         };
         loop {
             let received = tokio::select! {
-                received = transport::receive(stream, self.wait_limit()) => received,
+                // An earlier boot is not heard any more, whatever it still has to say.
+                biased;
                 () = over() => {
                     tracing::info!(via = %self.peer.via, "the guest was started anew: its earlier conversation is over");
                     return Ok(());
                 }
+                received = transport::receive(stream, self.wait_limit()) => received,
             };
             match received {
                 Ok(request) => self.answer(stream, request).await?,
@@ -320,7 +322,7 @@ impl Session {
         let scope = policy::read(Asker::Guest, vm)?;
         let reference = id.to_string().parse().expect("an identifier is a valid reference");
         let record: SnapshotRecord = self.service.get(&scope, reference).await?;
-        self.service.delete(policy::delete(vm, &record, now())?).await
+        self.service.delete(policy::delete(vm, &record, self.service.now())?).await
     }
 
     fn note(

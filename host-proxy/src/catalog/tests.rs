@@ -245,7 +245,7 @@ fn what_is_being_deleted_is_not_revived_by_whoever_still_settles_it() {
     let catalog = Catalog::open(&scratch.path).unwrap();
     let record = record(vm(1), 1);
     ready(&catalog, &record);
-    assert!(catalog.begin_delete(record.id).unwrap());
+    assert_eq!(catalog.begin_delete(record.id).unwrap(), Some(Phase::Ready));
     assert!(matches!(catalog.record(&record, Phase::Ready), Err(CatalogError::NotThere(_))));
     assert_eq!(catalog.get(record.id).unwrap().unwrap().phase, Phase::Deleting);
     assert!(catalog.list(None, &list(9, None)).unwrap().is_empty());

@@ -1,8 +1,9 @@
 //! The beginning of a snapshot: everything is checked, all slow work done, the intent committed.
 //! Nothing is frozen yet.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use protocol::evidence::CutEvidence;
 use protocol::fingerprint;
@@ -12,10 +13,11 @@ use protocol::text::Line;
 use protocol::{
     Consistency, DiskSerial, ErrorCode, Labels, Note, SnapshotId, SnapshotRecord, Ticket, WireError,
 };
+use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::operation::{Common, Operation, Part, abandon, driver_name, log_undo};
-use super::{Service, blocking, errors, manifest, now};
+use super::operation::{Common, Operation, Part, driver_name, log_undo};
+use super::{Service, errors, manifest};
 use crate::catalog::{Begun, Entry, Phase};
 use crate::config::{Disk, Vm};
 use crate::drivers::{Owner, Plan, Ready, Volume};
@@ -76,7 +78,7 @@ impl Service {
             })?
             .expect("the semaphore is never closed");
 
-        let draft = draft(id, &allowed, prepare, &world);
+        let draft = draft(id, self.now(), &allowed, prepare, &world);
         // What was decided a while ago is decided again with the intent: the same guest may have
         // come in by several connections.
         let beginning = self.beginning.lock().await;
@@ -87,15 +89,15 @@ impl Service {
             Begun::New => {}
         }
         drop(beginning);
-        let mut common =
-            Common { service: Arc::clone(self), draft, _claim: claim, _admitted: Some(admitted) };
-        let parts = match common.prepare_parts(&world, &allowed).await {
-            Ok(parts) => parts,
-            Err(error) => {
-                common.forget().await;
-                return Err(error);
-            }
+        let of_disks: BTreeSet<_> = allowed.get().disks.iter().map(|(disk, _)| disk.store.clone()).collect();
+        let mut common = Common {
+            service: Arc::clone(self),
+            draft,
+            stores: of_disks.len(),
+            claim,
+            _admitted: Some(admitted),
         };
+        let parts = common.prepare_parts(&world, &allowed).await?;
         common.name_disks(parts.iter().map(|part| (part.store.as_ref(), part.stage.volumes())));
         let lease = Duration::from_millis(prepare.lease_ms.into()).min(world.config.service.max_lease);
         Ok(Outcome::Ready(Box::new(Operation {
@@ -107,8 +109,8 @@ impl Service {
     }
 
     async fn decide(&self, asker: Asker, vm: &Vm, prepare: &Prepare) -> Result<Allowed<Create>, WireError> {
-        let vm_uuid = vm.uuid;
-        let usage = self.catalog(move |catalog| catalog.usage(vm_uuid, now())).await?;
+        let (vm_uuid, now) = (vm.uuid, self.now());
+        let usage = self.catalog(move |catalog| catalog.usage(vm_uuid, now)).await?;
         policy::create(asker, vm, prepare, &usage)
     }
 
@@ -126,18 +128,20 @@ impl Service {
             let store = Arc::clone(world.store(disk));
             let volume = World::volume(&create.vm, disk);
             let doing = format!("check the disk {}", disk.serial);
-            let (facts, head, free_bytes) = blocking::bounded(
-                &doing,
-                PREPARE_LIMIT,
-                move || {
-                    let facts = store.driver.check(&volume)?;
-                    let head = store.driver.read_head(&volume, fingerprint::HEAD_BYTES)?;
-                    Ok((facts, head, store.driver.free_bytes()?))
-                },
-                drop,
-            )
-            .await
-            .map_err(|error| errors::of_driver(&vm, &doing, &error))?;
+            let (facts, head, free_bytes) = self
+                .workers
+                .bounded(
+                    &doing,
+                    PREPARE_LIMIT,
+                    move || {
+                        let facts = store.driver.check(&volume)?;
+                        let head = store.driver.read_head(&volume, fingerprint::HEAD_BYTES)?;
+                        Ok((facts, head, store.driver.free_bytes()?))
+                    },
+                    drop,
+                )
+                .await
+                .map_err(|error| errors::of_driver(&vm, &doing, &error))?;
             policy::room(&disk.store, free_bytes, world.store(disk).config.min_free)?;
             // The administrator, for a guest without an agent, has read nothing to compare with.
             if asker == Asker::Admin {
@@ -227,9 +231,14 @@ fn planned(id: SnapshotId, allowed: &Allowed<Create>, world: &World) -> Planned 
     Planned { id, disks: disks.try_into().expect("no more disks than were asked for") }
 }
 
-fn draft(id: SnapshotId, allowed: &Allowed<Create>, prepare: &Prepare, world: &World) -> SnapshotRecord {
+fn draft(
+    id: SnapshotId,
+    created_at: UnixMillis,
+    allowed: &Allowed<Create>,
+    prepare: &Prepare,
+    world: &World,
+) -> SnapshotRecord {
     let Create { vm, disks } = allowed.get();
-    let created_at = now();
     let disks: Vec<_> = disks
         .iter()
         .map(|(disk, wanted)| DiskRecord {
@@ -264,6 +273,7 @@ fn draft(id: SnapshotId, allowed: &Allowed<Create>, prepare: &Prepare, world: &W
 }
 
 impl Common {
+    /// Readies the disks in every store. After a failure nothing is left, or the intent is.
     async fn prepare_parts(
         &self,
         world: &World,
@@ -281,22 +291,30 @@ impl Common {
             if volumes.is_empty() {
                 continue;
             }
-            let plan = Plan { owner, volumes, manifest: manifest::write(&self.draft) };
+            let plan = Plan { owner, volumes, manifest: manifest::write(&self.draft, self.stores) };
             let doing = "ready the snapshot";
             let used = Arc::clone(store);
-            let prepared = blocking::bounded(
-                doing,
-                PREPARE_LIMIT,
-                move || used.driver.prepare(&plan, Instant::now() + PREPARE_LIMIT),
-                |ready: Box<dyn Ready>| {
-                    log_undo(ready.abandon());
-                },
-            )
-            .await;
+            let deadline = (Instant::now() + PREPARE_LIMIT).into_std();
+            let prepared = self
+                .service
+                .workers
+                .claimed(
+                    &self.claim,
+                    doing,
+                    PREPARE_LIMIT,
+                    move || used.driver.prepare(&plan, deadline),
+                    |ready: Box<dyn Ready>| {
+                        log_undo(ready.abandon());
+                    },
+                )
+                .await;
             match prepared {
                 Ok(stage) => parts.push(Part { store: Arc::clone(store), stage }),
                 Err(error) => {
-                    abandon(parts, |ready: Box<dyn Ready>| ready.abandon()).await;
+                    let undone = self.abandon(parts, |ready: Box<dyn Ready>| ready.abandon()).await;
+                    if undone && error.left_nothing() {
+                        self.forget().await;
+                    }
                     return Err(errors::of_driver(vm.name.as_str(), doing, &error));
                 }
             }

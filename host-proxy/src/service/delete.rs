@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::message::DeleteOutcome;
-use protocol::record::State;
 use protocol::{ErrorCode, SnapshotRecord, WireError};
 
-use super::{Service, blocking, errors, now};
-use crate::catalog::Phase;
+use super::in_flight::Claim;
+use super::{Service, errors};
 use crate::drivers::{Deleted, Owner};
 use crate::policy::{self, Allowed, Delete};
 
@@ -21,19 +20,18 @@ impl Service {
     pub async fn delete(&self, allowed: Allowed<Delete>) -> Result<DeleteOutcome, WireError> {
         let Delete(record) = allowed.into_inner();
         let id = record.id;
-        let Some(_claim) = self.in_flight.claim(id) else {
+        let Some(claim) = self.in_flight.claim(id) else {
             return Err(WireError::new(ErrorCode::Busy, format!("the snapshot {id} is being worked on"))
                 .hint("try again when it is ready"));
         };
-        if !self.catalog(move |catalog| catalog.begin_delete(id)).await? {
+        let Some(was) = self.catalog(move |catalog| catalog.begin_delete(id)).await? else {
             return Ok(DeleteOutcome::WasAbsent);
-        }
+        };
         let mut removed = false;
-        if let Err(error) = self.remove_everywhere(&record, &mut removed).await {
+        if let Err(error) = self.remove_everywhere(&record, &claim, &mut removed).await {
             // What is in use stays as it was, and stays in the list.
             if error.code == ErrorCode::Busy && !removed {
-                let phase = if record.state == State::Failed { Phase::Failed } else { Phase::Ready };
-                self.catalog(move |catalog| catalog.cancel_delete(id, phase)).await?;
+                self.catalog(move |catalog| catalog.cancel_delete(id, was)).await?;
             }
             return Err(error);
         }
@@ -47,14 +45,17 @@ impl Service {
     pub(super) async fn remove_everywhere(
         &self,
         record: &SnapshotRecord,
+        claim: &Arc<Claim>,
         removed: &mut bool,
     ) -> Result<(), WireError> {
         let owner = Owner { vm: record.vm_uuid, snapshot: record.id };
         for store in self.world().stores() {
             let store = Arc::clone(store);
             let doing = format!("delete the snapshot {}", record.id);
-            let deleted =
-                blocking::bounded(&doing, DELETE_LIMIT, move || store.driver.delete(owner), drop).await;
+            let deleted = self
+                .workers
+                .claimed(claim, &doing, DELETE_LIMIT, move || store.driver.delete(owner), drop)
+                .await;
             match deleted {
                 Ok(Deleted::Gone) => *removed = true,
                 Ok(Deleted::WasAbsent) => {}
@@ -68,7 +69,7 @@ impl Service {
     pub async fn expire(&self) {
         let Ok(entries) = self.catalog(|catalog| catalog.all()).await else { return };
         for entry in entries {
-            let Some(allowed) = policy::expire(&entry.record, now()) else { continue };
+            let Some(allowed) = policy::expire(&entry.record, self.now()) else { continue };
             let id = entry.record.id;
             match self.delete(allowed).await {
                 Ok(_) => {

@@ -9,7 +9,7 @@ use protocol::SnapshotId;
 #[derive(Clone, Default)]
 pub(super) struct InFlight(Arc<Mutex<HashSet<SnapshotId>>>);
 
-/// As long as this lives, its snapshot is being worked on.
+/// As long as this lives, its snapshot is being worked on. Each call that is out has a share of it.
 pub(super) struct Claim {
     id: SnapshotId,
     set: InFlight,
@@ -17,9 +17,9 @@ pub(super) struct Claim {
 
 impl InFlight {
     /// Claims a snapshot; `None` if somebody else has it.
-    pub(super) fn claim(&self, id: SnapshotId) -> Option<Claim> {
+    pub(super) fn claim(&self, id: SnapshotId) -> Option<Arc<Claim>> {
         let new = self.0.lock().expect("no holder of this lock panics").insert(id);
-        new.then(|| Claim { id, set: self.clone() })
+        new.then(|| Arc::new(Claim { id, set: self.clone() }))
     }
 }
 

@@ -5,7 +5,7 @@
 //! it concludes without evidence.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use protocol::evidence::{CutEvidence, judge};
 use protocol::message::{CutDone, Prepared};
@@ -14,11 +14,12 @@ use protocol::text::{Handle, Line, Name};
 use protocol::{Consistency, ErrorCode, Evidence, SnapshotRecord, Ticket, WireError};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::in_flight::Claim;
 use super::settle::{self, Settling};
-use super::{Service, blocking, errors, now};
-use crate::drivers::{CutSet, DriverError, Kind, Ready, VolumeSnapshot};
+use super::{Service, errors};
+use crate::drivers::{CutSet, DriverError, Ready, VolumeSnapshot};
 use crate::world::Store;
 
 /// How much longer than its allowance a cut is waited for: its guest has thawed by then, but what
@@ -48,7 +49,9 @@ pub struct CutOperation {
 pub(super) struct Common {
     pub(super) service: Arc<Service>,
     pub(super) draft: SnapshotRecord,
-    pub(super) _claim: Claim,
+    /// How many stores hold a part of it.
+    pub(super) stores: usize,
+    pub(super) claim: Arc<Claim>,
     pub(super) _admitted: Option<OwnedSemaphorePermit>,
 }
 
@@ -62,6 +65,22 @@ impl Common {
     /// Puts what the storage calls each disk's snapshot into the draft.
     pub(super) fn name_disks<'a>(&mut self, parts: impl Iterator<Item = (&'a Store, &'a [VolumeSnapshot])>) {
         name_disks(&mut self.draft, parts);
+    }
+
+    /// Undoes every part; `true` if nothing is left.
+    pub(super) async fn abandon<S: Send + 'static>(
+        &self,
+        parts: Vec<Part<S>>,
+        undo: impl Fn(S) -> Result<(), DriverError> + Copy + Send + 'static,
+    ) -> bool {
+        let mut clean = true;
+        for part in parts {
+            let workers = &self.service.workers;
+            let undo = move || undo(part.stage);
+            let undone = workers.claimed(&self.claim, "undo a snapshot", ABANDON_LIMIT, undo, drop).await;
+            clean &= log_undo(undone);
+        }
+        clean
     }
 
     /// Nothing came of it and nothing is left on the storage.
@@ -108,20 +127,6 @@ pub(super) fn log_undo(undone: Result<(), DriverError>) -> bool {
     }
 }
 
-/// Undoes every part; `true` if nothing is left.
-pub(super) async fn abandon<S: Send + 'static>(
-    parts: Vec<Part<S>>,
-    undo: impl Fn(S) -> Result<(), DriverError> + Copy + Send + 'static,
-) -> bool {
-    let mut clean = true;
-    for part in parts {
-        let undone =
-            blocking::bounded("undo a snapshot", ABANDON_LIMIT, move || undo(part.stage), drop).await;
-        clean &= log_undo(undone);
-    }
-    clean
-}
-
 impl Operation {
     /// What the guest must show to go on.
     pub fn prepared(&self) -> Prepared {
@@ -144,7 +149,7 @@ impl Operation {
 
     /// The guest gave up, or was never heard of again.
     pub async fn abandon(self) {
-        if abandon(self.parts, |ready| ready.abandon()).await {
+        if self.common.abandon(self.parts, |ready| ready.abandon()).await {
             self.common.forget().await;
         }
     }
@@ -163,26 +168,27 @@ impl Operation {
         }
         let began = Instant::now();
         let Self { mut common, ticket, parts, .. } = self;
-        let cuts = cut_all(parts, began + within, within + CUT_GRACE).await;
+        let cuts = cut_all(&common, parts, began + within, within + CUT_GRACE).await;
         let ended = Instant::now();
         let took_us = micros(ended - began);
         let mut done = Vec::new();
-        let mut failed = None;
+        let mut failures = Vec::new();
         for cut in cuts {
             match cut {
                 Ok(part) => done.push(part),
-                Err(error) => failed = Some(error),
+                Err(error) => failures.push(error),
             }
         }
-        if let Some(error) = failed {
-            // A call that is still out may yet cut: only reconcile can tell when it is over.
-            let nothing_left = abandon(done, |cut: Box<dyn CutSet>| cut.abandon()).await;
-            if nothing_left && error.kind != Kind::DeadlinePassed {
+        // A call that is still out may yet cut: only reconcile can tell when it is over.
+        let nothing_left = failures.iter().all(DriverError::left_nothing);
+        if let Some(error) = failures.pop() {
+            let undone = common.abandon(done, |cut: Box<dyn CutSet>| cut.abandon()).await;
+            if undone && nothing_left {
                 common.forget().await;
             }
             return Err(errors::of_driver(common.draft.vm.as_str(), "cut the disks", &error));
         }
-        common.draft.created_at = now();
+        common.draft.created_at = common.service.now();
         let allowed_us = micros(within);
         let cut = if took_us <= allowed_us {
             CutEvidence::InTime { took_us }
@@ -196,14 +202,21 @@ impl Operation {
 type CutPart = Result<Part<Box<dyn CutSet>>, DriverError>;
 
 /// Cuts the parts of all stores side by side.
-async fn cut_all(parts: Vec<Part<Box<dyn Ready>>>, deadline: Instant, limit: Duration) -> Vec<CutPart> {
+async fn cut_all(
+    common: &Common,
+    parts: Vec<Part<Box<dyn Ready>>>,
+    deadline: Instant,
+    limit: Duration,
+) -> Vec<CutPart> {
     let mut cuts = JoinSet::new();
     for Part { store, stage } in parts {
+        let (workers, claim) = (common.service.workers.clone(), Arc::clone(&common.claim));
         cuts.spawn(async move {
-            let cut = blocking::bounded(
+            let cut = workers.claimed(
+                &claim,
                 "cut the disks",
                 limit,
-                move || stage.cut(deadline),
+                move || stage.cut(deadline.into_std()),
                 |cut: Box<dyn CutSet>| {
                     log_undo(cut.abandon());
                 },
@@ -256,14 +269,14 @@ impl CutOperation {
         }
         if record.consistency < record.minimum {
             let error = below_minimum(record);
-            if abandon(parts, |cut| cut.abandon()).await {
+            if common.abandon(parts, |cut| cut.abandon()).await {
                 common.forget().await;
             }
             return Err(error);
         }
         if let Err(error) = settle::commit(&common).await {
             // Whoever asked is told that there is none, so there must be none.
-            if abandon(parts, |cut| cut.abandon()).await {
+            if common.abandon(parts, |cut| cut.abandon()).await {
                 common.forget().await;
             }
             let not_kept = format!("the snapshot was cut and not kept: {}", error.message);

@@ -7,7 +7,7 @@ use protocol::message::{DiskInfo, List, Page};
 use protocol::text::{Line, SnapshotRef};
 use protocol::{ErrorCode, SnapshotRecord, WireError};
 
-use super::{Service, blocking, errors};
+use super::{Service, errors};
 use crate::catalog::{Entry, FindError};
 use crate::config::Vm;
 use crate::policy::{self, Allowed, Scope};
@@ -32,7 +32,7 @@ impl Service {
             let doing = format!("check the disk {}", disk.serial);
             let driver = store.driver.name().parse().expect("a driver's name is a valid name");
             let checked =
-                blocking::bounded(&doing, CHECK_LIMIT, move || store.driver.check(&volume), drop).await;
+                self.workers.bounded(&doing, CHECK_LIMIT, move || store.driver.check(&volume), drop).await;
             let (size_bytes, problem) = match checked {
                 Ok(facts) => (Some(facts.size_bytes), Line::lossy("")),
                 Err(error) => (None, errors::of_driver(vm.name.as_str(), &doing, &error).message),
@@ -44,8 +44,8 @@ impl Service {
 
     /// How many snapshots a machine has.
     pub async fn count(&self, vm: &Vm) -> Result<u64, WireError> {
-        let uuid = vm.uuid;
-        Ok(self.catalog(move |catalog| catalog.usage(uuid, super::now())).await?.snapshots)
+        let (uuid, now) = (vm.uuid, self.now());
+        Ok(self.catalog(move |catalog| catalog.usage(uuid, now)).await?.snapshots)
     }
 
     /// A page of snapshots, newest first, as many as fit into a frame.
@@ -80,8 +80,8 @@ impl Service {
         let Scope(vm) = *scope.get();
         let asked = reference.to_string();
         let catalog = Arc::clone(&self.catalog);
-        let found = tokio::task::spawn_blocking(move || catalog.find(vm, &reference)).await;
-        match found.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+        let found = self.workers.unbounded(move || catalog.find(vm, &reference)).await;
+        match found.expect("no call of the catalog panics") {
             Ok(entry) => Ok(entry.record),
             Err(FindError::NotFound) => Err(policy::not_found(&asked)),
             Err(FindError::Ambiguous { candidates }) => {

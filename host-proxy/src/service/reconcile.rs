@@ -6,18 +6,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use protocol::evidence::CutEvidence;
 use protocol::record::State;
 use protocol::text::Line;
 use protocol::{Consistency, SnapshotId, SnapshotRecord, WireError};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::create::digest_of_record;
 use super::in_flight::Claim;
 use super::operation::{Common, Part, name_disks};
-use super::{Service, blocking, errors, manifest, settle};
+use super::{Service, errors, manifest, settle};
 use crate::catalog::{Begun, Entry, Phase};
 use crate::drivers::{CutSet, Found, Owner, Recovered, Volume};
 use crate::world::{Store, World};
@@ -70,7 +71,7 @@ impl Service {
         }
         for (id, parts) in &inventory.found {
             if !known.contains(id) {
-                self.adopt(*id, parts, &mut report).await;
+                self.adopt(*id, parts, inventory.complete, &mut report).await;
             }
         }
         for problem in &report.problems {
@@ -96,7 +97,7 @@ impl Service {
         for store in self.world().stores() {
             let used = Arc::clone(store);
             let doing = format!("list the snapshots in the store {}", store.config.name);
-            match blocking::bounded(&doing, STORE_LIMIT, move || used.driver.list(), drop).await {
+            match self.workers.bounded(&doing, STORE_LIMIT, move || used.driver.list(), drop).await {
                 Ok(found) => {
                     for one in found {
                         let parts = inventory.found.entry(one.owner.snapshot).or_default();
@@ -121,8 +122,7 @@ impl Service {
             _ if now != entry => {}
             Phase::Failed => {}
             Phase::Ready => {
-                let whole =
-                    inventory.found.get(&id).is_some_and(|parts| parts.iter().all(|(_, one)| one.whole));
+                let whole = inventory.found.get(&id).is_some_and(|parts| all_there(parts));
                 if !whole && inventory.complete {
                     report.lost.push(id);
                     self.fail(entry.record, "the storage no longer has it").await;
@@ -133,18 +133,18 @@ impl Service {
 
     /// Claims a snapshot that nobody works on, and reads its entry again: what was read before the
     /// claim may have been finished or removed since.
-    async fn claim_as_it_is(&self, id: SnapshotId) -> Option<(Entry, Claim)> {
+    async fn claim_as_it_is(&self, id: SnapshotId) -> Option<(Entry, Arc<Claim>)> {
         let claim = self.in_flight.claim(id)?;
         let entry = self.catalog(move |catalog| catalog.get(id)).await.ok()??;
         Some((entry, claim))
     }
 
     /// Finishes an entry that a stop of the service left.
-    async fn finish(self: &Arc<Self>, entry: Entry, claim: Claim, report: &mut Report) {
+    async fn finish(self: &Arc<Self>, entry: Entry, claim: Arc<Claim>, report: &mut Report) {
         let id = entry.record.id;
         match entry.phase {
             Phase::Ready | Phase::Failed => {}
-            Phase::Deleting => match self.remove_everywhere(&entry.record, &mut false).await {
+            Phase::Deleting => match self.remove_everywhere(&entry.record, &claim, &mut false).await {
                 Ok(()) => self.forget_cleaned(id, report).await,
                 Err(error) => report.problems.push(format!("{id}: {}", error.message)),
             },
@@ -152,7 +152,7 @@ impl Service {
         }
     }
 
-    async fn recover(self: &Arc<Self>, entry: Entry, claim: Claim, report: &mut Report) {
+    async fn recover(self: &Arc<Self>, entry: Entry, claim: Arc<Claim>, report: &mut Report) {
         let Entry { record, phase, .. } = entry;
         let id = record.id;
         let volumes = match self.volumes_of(&record) {
@@ -166,8 +166,13 @@ impl Service {
         for (store, volumes) in volumes {
             let used = Arc::clone(&store);
             let doing = format!("recover the snapshot {id}");
-            let recovered =
-                blocking::bounded(&doing, STORE_LIMIT, move || used.driver.recover(owner, &volumes), drop);
+            let recovered = self.workers.claimed(
+                &claim,
+                &doing,
+                STORE_LIMIT,
+                move || used.driver.recover(owner, &volumes),
+                drop,
+            );
             match recovered.await {
                 Ok(Recovered::Nothing) => nothing += 1,
                 Ok(Recovered::Whole) => whole += 1,
@@ -179,11 +184,11 @@ impl Service {
         let worthless = unconcluded && record.minimum > Consistency::Crash;
         if nothing > 0 || (worthless && whole == 0) {
             // Not cut everywhere, or worth less than its user accepts: it never was a snapshot.
-            self.undo(cut, &record, whole, phase, report).await;
+            self.undo(cut, &record, &claim, whole, phase, report).await;
         } else if cut.is_empty() {
             self.adopt_whole(&record, report).await;
         } else {
-            self.resume(record, unconcluded, cut, claim, report).await;
+            self.resume(record, unconcluded, whole, cut, claim, report).await;
         }
     }
 
@@ -191,20 +196,23 @@ impl Service {
         &self,
         cut: Vec<Part<Box<dyn CutSet>>>,
         record: &SnapshotRecord,
+        claim: &Arc<Claim>,
         whole: usize,
         phase: Phase,
         report: &mut Report,
     ) {
         let id = record.id;
         for part in cut {
-            let undone =
-                blocking::bounded("undo a snapshot", STORE_LIMIT, move || part.stage.abandon(), drop).await;
+            let undone = self
+                .workers
+                .claimed(claim, "undo a snapshot", STORE_LIMIT, move || part.stage.abandon(), drop)
+                .await;
             if let Err(error) = undone {
                 return report.problems.push(errors::chain(&error));
             }
         }
         if whole > 0
-            && let Err(error) = self.remove_everywhere(record, &mut false).await
+            && let Err(error) = self.remove_everywhere(record, claim, &mut false).await
         {
             return report.problems.push(format!("{id}: {}", error.message));
         }
@@ -223,10 +231,11 @@ impl Service {
         let mut unread = Report::default();
         let inventory = self.inventory(&mut unread).await;
         let sealed = inventory.found.get(&id).and_then(|parts| read_manifest(parts).ok());
-        let mut record = sealed.unwrap_or_else(|| record.clone());
+        let mut record = sealed.map_or_else(|| record.clone(), |(record, _)| record);
         record.state = State::Ready;
-        if self.catalog(move |catalog| catalog.record(&record, Phase::Ready)).await.is_ok() {
-            report.resumed.push(id);
+        match self.catalog(move |catalog| catalog.record(&record, Phase::Ready)).await {
+            Ok(()) => report.resumed.push(id),
+            Err(error) => report.problems.push(format!("{id}: {}", error.message)),
         }
     }
 
@@ -234,8 +243,9 @@ impl Service {
         self: &Arc<Self>,
         mut record: SnapshotRecord,
         unconcluded: bool,
+        whole: usize,
         cut: Vec<Part<Box<dyn CutSet>>>,
-        claim: Claim,
+        claim: Arc<Claim>,
         report: &mut Report,
     ) {
         let id = record.id;
@@ -246,7 +256,13 @@ impl Service {
                 Line::lossy("the host's service stopped between the cut and the guest's conclusion");
             record.cut = CutEvidence::Unknown;
         }
-        let common = Common { service: Arc::clone(self), draft: record, _claim: claim, _admitted: None };
+        let common = Common {
+            service: Arc::clone(self),
+            draft: record,
+            stores: whole + cut.len(),
+            claim,
+            _admitted: None,
+        };
         match settle::commit(&common).await {
             Ok(()) => {
                 settle::start(common, cut, Instant::now());
@@ -257,22 +273,42 @@ impl Service {
     }
 
     /// Enters a snapshot that only the storage knows.
-    async fn adopt(self: &Arc<Self>, id: SnapshotId, parts: &[(Arc<Store>, Found)], report: &mut Report) {
-        let Some(claim) = self.in_flight.claim(id) else { return };
-        let mut record = match read_manifest(parts) {
-            Ok(record) => record,
+    async fn adopt(
+        self: &Arc<Self>,
+        id: SnapshotId,
+        parts: &[(Arc<Store>, Found)],
+        complete: bool,
+        report: &mut Report,
+    ) {
+        let Some(claim) = self.in_flight.claim(id) else {
+            return report
+                .problems
+                .push(format!("{id}: it is being worked on; run hostsnapd reconcile again"));
+        };
+        let (mut record, stores) = match read_manifest(parts) {
+            Ok(read) => read,
             Err(problem) => return report.problems.push(format!("{id}: {problem}")),
         };
         let whole = parts.iter().all(|(_, one)| one.whole);
+        let missing = parts.len() < stores;
+        if missing && !complete {
+            return report.problems.push(format!("{id}: a part of it is in a store that can't be listed"));
+        }
         if whole {
-            record.state = State::Ready;
+            record.state = if missing { State::Failed } else { State::Ready };
         }
         let digest = digest_of_record(&record);
         let intent = record.clone();
         match self.catalog(move |catalog| catalog.begin(&intent, &digest)).await {
+            // What is left of it may be all that somebody has: it stays until it is deleted.
+            Ok(Begun::New) if whole && missing => {
+                report.lost.push(id);
+                self.fail(record, "a store no longer has its part of it").await;
+            }
             Ok(Begun::New) if whole => {
-                if self.catalog(move |catalog| catalog.record(&record, Phase::Ready)).await.is_ok() {
-                    report.adopted.push(id);
+                match self.catalog(move |catalog| catalog.record(&record, Phase::Ready)).await {
+                    Ok(()) => report.adopted.push(id),
+                    Err(error) => report.problems.push(format!("{id}: {}", error.message)),
                 }
             }
             Ok(Begun::New) => {
@@ -322,7 +358,14 @@ impl Service {
     }
 }
 
-fn read_manifest(parts: &[(Arc<Store>, Found)]) -> Result<SnapshotRecord, String> {
+/// Whether every part is whole, and none is missing.
+fn all_there(parts: &[(Arc<Store>, Found)]) -> bool {
+    let stores = read_manifest(parts).map_or(0, |(_, stores)| stores);
+    parts.len() >= stores && parts.iter().all(|(_, one)| one.whole)
+}
+
+/// The record, and in how many stores its parts are.
+fn read_manifest(parts: &[(Arc<Store>, Found)]) -> Result<(SnapshotRecord, usize), String> {
     let (store, found) = parts.first().ok_or("it is in no store")?;
     let bytes = found
         .manifest

@@ -2,12 +2,12 @@
 //! up does not lose its snapshot.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use protocol::message::Progress;
 use protocol::record::State;
 use protocol::{ErrorCode, SnapshotRecord, WireError};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::operation::{Common, Part};
 use super::{errors, manifest};
@@ -81,17 +81,20 @@ async fn run(
     let updates = Arc::new(updates);
     let progress = Arc::clone(&updates);
     let mut record = common.draft.clone();
-    let settled = tokio::task::spawn_blocking(move || {
-        let result = settle_parts(parts, &mut record, cut_ended, &progress);
-        (record, result)
-    })
-    .await;
+    let stores = common.stores;
+    let workers = common.service.workers.clone();
+    let settled = workers
+        .unbounded(move || {
+            let result = settle_parts(parts, &mut record, stores, cut_ended, &progress);
+            (record, result)
+        })
+        .await;
     let state = match settled {
-        Ok((record, Ok(()))) => {
+        Some((record, Ok(()))) => {
             common.draft = record;
             finish(&common, Phase::Ready).await
         }
-        Ok((record, Err(error))) => {
+        Some((record, Err(error))) => {
             common.draft = record;
             let told = errors::of_driver(common.draft.vm.as_str(), "make the snapshot durable", &error.cause);
             // What is cut but not sealed is picked up by `tend` and `reconcile`, as after a crash.
@@ -101,7 +104,7 @@ async fn run(
             }
             SettleState::Failed(told)
         }
-        Err(_) => SettleState::Failed(WireError::new(ErrorCode::Internal, "the storage driver panicked")),
+        None => SettleState::Failed(WireError::new(ErrorCode::Internal, "the storage driver panicked")),
     };
     drop(common);
     updates.send_replace(state);
@@ -111,6 +114,7 @@ async fn run(
 fn settle_parts(
     mut parts: Vec<Part<Box<dyn CutSet>>>,
     record: &mut SnapshotRecord,
+    stores: usize,
     cut_ended: Instant,
     updates: &watch::Sender<SettleState>,
 ) -> Result<(), Unsettled> {
@@ -134,7 +138,7 @@ fn settle_parts(
     }
     record.state = State::Ready;
     record.timing.settle_us = u64::try_from(cut_ended.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let manifest = manifest::write(record);
+    let manifest = manifest::write(record, stores);
     while let Some(part) = parts.pop() {
         // The contents are safe; only their final name is missing.
         part.stage.seal(&manifest).map_err(|cause| Unsettled { cause, can_be_recovered: true })?;
@@ -145,7 +149,7 @@ fn settle_parts(
 /// Why a snapshot is not whole.
 struct Unsettled {
     cause: DriverError,
-    /// Whether what was cut is still there.
+    /// Whether what was cut, or some of it, is still there.
     can_be_recovered: bool,
 }
 
@@ -157,7 +161,9 @@ fn abandon_all(parts: Vec<Part<Box<dyn CutSet>>>, error: DriverError) -> Unsettl
         let undone = part.stage.abandon();
         if error.undo_failed.is_some() { error } else { error.after_undo(undone) }
     });
-    Unsettled { cause, can_be_recovered: false }
+    // What could not be undone is still on the storage: it must not be given up.
+    let can_be_recovered = cause.undo_failed.is_some();
+    Unsettled { cause, can_be_recovered }
 }
 
 async fn finish(common: &Common, phase: Phase) -> SettleState {

@@ -65,7 +65,8 @@ fn run(catalog: &Catalog, model: &mut Model, records: &[SnapshotRecord], step: &
             }
         }
         Step::BeginDelete(n) => {
-            assert_eq!(catalog.begin_delete(records[n].id).unwrap(), model.contains_key(&n));
+            let was = model.get(&n).map(|known| known.phase);
+            assert_eq!(catalog.begin_delete(records[n].id).unwrap(), was);
             if let Some(known) = model.get_mut(&n) {
                 known.phase = Phase::Deleting;
             }
