@@ -1,16 +1,19 @@
 //! What is in `packaging/` fits the programs: pages and completions are those of the command line,
-//! the example configuration is valid, the units are what systemd takes.
+//! the example configuration is valid, the units are what systemd takes, the hooks are hooks and good shell.
 //!
 //! `cargo xtask gen` writes the pages and completions anew: it runs this with `HOSTSNAP_BLESS=1`.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command as Program;
+use std::time::Duration;
 use std::{env, fs};
 
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
+use guest_agent::hooks::Hooks;
 use host_proxy::config::Config;
 
 fn packaging() -> PathBuf {
@@ -191,4 +194,40 @@ fn the_units_are_what_systemd_takes() {
         let about_ours = told.lines().any(|line| line.contains("hostsnap"));
         assert!(output.status.success() && !about_ours, "{name}: {told}");
     }
+}
+
+#[test]
+fn the_hooks_are_found_where_they_are_linked_and_what_they_share_is_none() {
+    // Installed as docs/guide/install.md says, and all of them enabled.
+    let folder = tempfile::tempdir().unwrap();
+    let enabled = folder.path().join("hooks.d");
+    fs::create_dir(&enabled).unwrap();
+    fs::set_permissions(&enabled, fs::Permissions::from_mode(0o755)).unwrap();
+    let hooks: Vec<_> = fs::read_dir(packaging().join("hooks")).unwrap().map(Result::unwrap).collect();
+    for hook in &hooks {
+        let installed = folder.path().join(hook.file_name());
+        fs::copy(hook.path(), &installed).unwrap();
+        let mode = hook.metadata().unwrap().permissions().mode() & 0o777;
+        let is_shared = hook.file_name() == "common.sh";
+        assert_eq!(mode, if is_shared { 0o644 } else { 0o755 }, "{}", hook.path().display());
+        std::os::unix::fs::symlink(&installed, enabled.join(hook.file_name())).unwrap();
+    }
+    let found = Hooks::find(&enabled, Duration::from_secs(1)).unwrap();
+    assert_eq!(found.len(), hooks.len() - 1);
+    // Each has a limit of its own, and one of them fits into what the host waits for all (max_lease).
+    assert!(found.longest() > Duration::from_secs(30) * u32::try_from(found.len()).unwrap());
+    assert!(found.longest() < Duration::from_secs(120) * u32::try_from(found.len()).unwrap());
+}
+
+#[test]
+fn the_hooks_are_good_shell() {
+    let mut scripts: Vec<_> =
+        fs::read_dir(packaging().join("hooks")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    scripts.push(packaging().join("../tests/stories/servers.sh"));
+    let output = Program::new("shellcheck")
+        .args(["--external-sources", "--source-path=SCRIPTDIR", "--shell=sh"])
+        .args(&scripts)
+        .output()
+        .expect("shellcheck looks at the hooks: apt-get install shellcheck");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }

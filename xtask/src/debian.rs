@@ -24,6 +24,7 @@ const PACKAGES: &[&str] = &[
     "mdadm",
     "python3",
     "mmdebstrap",
+    "shellcheck",
 ];
 
 /// What does not come with its like from one suite: here QEMU's utilities may be newer than what
@@ -94,6 +95,8 @@ fn is_root() -> bool {
 
 fn apt(arguments: &[&str]) -> Result<()> {
     let status = Command::new("apt-get")
+        // Somebody else may be installing: unattended-upgrades on a machine that was just started.
+        .args(["-o", "DPkg::Lock::Timeout=300"])
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .stdout(std::process::Stdio::null())
