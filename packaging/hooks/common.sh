@@ -10,6 +10,10 @@ hold_s=120
 # hostsnap, which started this hook: without it, there is nobody to release anything.
 hostsnap=$PPID
 
+# As hostsnap calls them, so that they are the same when called by hand.
+# shellcheck disable=SC2034
+self=$(readlink -f "$0")
+cd /
 umask 077
 export LC_ALL=C
 
