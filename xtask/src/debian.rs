@@ -33,7 +33,7 @@ const BACKPORTS_LIST: &str = "/etc/apt/sources.list.d/hostsnap-backports.sources
 
 /// Installs what is missing.
 pub(crate) fn install() -> Result<()> {
-    let missing: Vec<&str> = PACKAGES.iter().copied().filter(|package| !is_installed(package)).collect();
+    let missing = missing();
     if missing.is_empty() {
         return Ok(());
     }
@@ -43,48 +43,35 @@ pub(crate) fn install() -> Result<()> {
     }
     println!("installing packages: {}", missing.join(" "));
     apt(&["update"])?;
-    if install_now(&missing).is_ok() {
-        return Ok(());
+    if install_now(missing.iter().map(|package| (*package).to_owned())).is_err() {
+        // As on a machine whose qemu-utils came from backports, while apt lists only the release: it
+        // would be removed.
+        let backports = add_backports()?;
+        apt(&["update"])?;
+        let all = PACKAGES.iter().filter(|package| package.starts_with("qemu-"));
+        let all = all.map(|package| format!("{package}/{backports}"));
+        let others = missing.iter().filter(|package| !package.starts_with("qemu-"));
+        install_now(all.chain(others.map(|package| (*package).to_owned())))
+            .context("install the packages, QEMU from backports")?;
     }
-    // As on a machine whose qemu-utils came from backports, while apt lists only the release.
-    add_backports()?;
-    apt(&["update"])?;
-    install_now(&missing).context("install the packages, also with backports")
+    let missing = self::missing();
+    ensure!(missing.is_empty(), "apt-get installed the packages, and these are still missing: {missing:?}");
+    Ok(())
 }
 
-fn install_now(packages: &[&str]) -> Result<()> {
-    let options = ["install", "--yes", "--no-install-recommends"];
-    let with_versions: Vec<String> = packages.iter().map(|package| pinned(package)).collect();
-    let packages = with_versions.iter().map(String::as_str);
+fn missing() -> Vec<&'static str> {
+    PACKAGES.iter().copied().filter(|package| !is_installed(package)).collect()
+}
+
+/// Never at the cost of a package that is there.
+fn install_now(packages: impl Iterator<Item = String>) -> Result<()> {
+    let options = ["install", "--yes", "--no-install-recommends", "--no-remove"].map(str::to_owned);
     apt(&options.into_iter().chain(packages).collect::<Vec<_>>())
 }
 
-/// All of QEMU in the version of what is installed of it.
-fn pinned(package: &str) -> String {
-    match installed_version("qemu-utils") {
-        Some(version) if package.starts_with("qemu-") && is_listed(package, &version) => {
-            format!("{package}={version}")
-        }
-        _ => package.to_owned(),
-    }
-}
-
-fn is_listed(package: &str, version: &str) -> bool {
-    let output = Command::new("apt-cache").args(["madison", package]).output();
-    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(version))
-}
-
-fn installed_version(package: &str) -> Option<String> {
-    let output = Command::new("dpkg-query")
-        .args(["-W", "-f", "${db:Status-Status} ${Version}", package])
-        .output()
-        .ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.strip_prefix("installed ").map(str::to_owned)
-}
-
 fn is_installed(package: &str) -> bool {
-    installed_version(package).is_some()
+    let output = Command::new("dpkg-query").args(["-W", "-f", "${db:Status-Status}", package]).output();
+    output.is_ok_and(|output| output.stdout == b"installed")
 }
 
 fn is_root() -> bool {
@@ -93,11 +80,12 @@ fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
 }
 
-fn apt(arguments: &[&str]) -> Result<()> {
+fn apt(arguments: &[impl AsRef<str>]) -> Result<()> {
+    let arguments: Vec<&str> = arguments.iter().map(AsRef::as_ref).collect();
     let status = Command::new("apt-get")
         // Somebody else may be installing: unattended-upgrades on a machine that was just started.
         .args(["-o", "DPkg::Lock::Timeout=300"])
-        .args(arguments)
+        .args(&arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .stdout(std::process::Stdio::null())
         .status()
@@ -106,13 +94,15 @@ fn apt(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The release's backports, from the mirror and with the key of the release itself.
-fn add_backports() -> Result<()> {
+/// The release's backports, from the mirror and with the key of the release itself; the suite's name.
+fn add_backports() -> Result<String> {
     let release = os_release("VERSION_CODENAME").context("find out the release: /etc/os-release")?;
     let (mirror, key) = mirror().context("find the mirror in apt's sources")?;
     let signed = key.map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
-    let text = format!("Types: deb\nURIs: {mirror}\nSuites: {release}-backports\nComponents: main\n{signed}");
-    fs::write(BACKPORTS_LIST, text).with_context(|| format!("write {BACKPORTS_LIST}"))
+    let suite = format!("{release}-backports");
+    let text = format!("Types: deb\nURIs: {mirror}\nSuites: {suite}\nComponents: main\n{signed}");
+    fs::write(BACKPORTS_LIST, text).with_context(|| format!("write {BACKPORTS_LIST}"))?;
+    Ok(suite)
 }
 
 fn os_release(key: &str) -> Option<String> {
