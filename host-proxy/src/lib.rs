@@ -9,6 +9,7 @@
 //! | [`service`] | the only room that joins policy, drivers, vmm and catalog |
 //! | [`drivers`] | storage devices that take snapshots |
 //! | [`vmm`] | virtual machine managers: QEMU |
+//! | [`exec`] | external programs, each run with a limit |
 //! | [`catalog`], [`audit`] | what is known, what was decided |
 //! | [`control`], [`agent`] | the administrator's way in; the way to a guest's daemon |
 //! | [`world`], [`transport`] | a configuration made real; frames over streams |
@@ -25,6 +26,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod drivers;
+pub mod exec;
 pub mod failure;
 pub mod listen;
 pub mod offline;
