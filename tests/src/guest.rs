@@ -127,7 +127,16 @@ impl Running {
     /// When the guest is gone, or it does not end.
     #[track_caller]
     pub fn wait(self) -> Output {
-        let limit = Instant::now() + COMMAND_LIMIT;
+        self.wait_within(COMMAND_LIMIT)
+    }
+
+    /// As `wait`, for a command that has more to do.
+    ///
+    /// # Panics
+    /// When the guest is gone, or it does not end.
+    #[track_caller]
+    pub fn wait_within(self, time: Duration) -> Output {
+        let limit = Instant::now() + time;
         let (heard, changed) = &*self.guest.heard;
         let mut heard = heard.lock().expect("no holder of this lock panics");
         loop {
@@ -136,7 +145,7 @@ impl Running {
             }
             assert!(!heard.gone, "the guest is gone; it was running: {}", self.script);
             let left = limit.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "no end within {} s: {}", COMMAND_LIMIT.as_secs(), self.script);
+            assert!(!left.is_zero(), "no end within {} s: {}", time.as_secs(), self.script);
             heard = changed.wait_timeout(heard, left).expect("no holder of this lock panics").0;
         }
     }

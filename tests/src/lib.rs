@@ -11,6 +11,7 @@
 //! | [`relay`] | between a guest and the service: a line that can be cut |
 //! | [`vm`] | a virtual machine |
 //! | [`guest`] | running commands in it, over a serial port |
+//! | [`within`] | a test that runs inside of such a machine |
 //! | [`serial`] | what is said on that port, for both ends |
 //! | [`hostsnapd`] | the service, with a configuration for these machines |
 //! | [`process`] | a process that is ended when dropped |
@@ -29,3 +30,4 @@ pub mod relay;
 pub mod serial;
 pub mod vm;
 pub mod wait;
+pub mod within;
