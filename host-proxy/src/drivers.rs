@@ -18,6 +18,7 @@
 pub mod btrfs;
 mod folder;
 mod image;
+pub mod lvm_thin;
 pub mod qemu;
 pub mod reflink;
 

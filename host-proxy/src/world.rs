@@ -8,6 +8,7 @@ use protocol::VmUuid;
 
 use crate::config::{self, Backend, Config, Disk, Vm};
 use crate::drivers::btrfs::Btrfs;
+use crate::drivers::lvm_thin::LvmThin;
 use crate::drivers::qemu::Qemu;
 use crate::drivers::reflink::Reflink;
 use crate::drivers::{Driver, DriverError, Volume};
@@ -102,5 +103,6 @@ fn driver_of(store: &config::Store) -> Result<Box<dyn Driver>, DriverError> {
         Backend::Reflink(path) => Box::new(Reflink::new(path.clone())?),
         Backend::Btrfs(path) => Box::new(Btrfs::new(path.clone())?),
         Backend::Qemu(path) => Box::new(Qemu::new(path.clone())?),
+        Backend::LvmThin(pool, watermarks) => Box::new(LvmThin::new(pool.clone(), *watermarks)?),
     })
 }

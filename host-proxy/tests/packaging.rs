@@ -124,6 +124,21 @@ fn the_example_configuration_is_valid_and_its_comments_show_the_defaults() {
     assert_eq!(shown.len(), 15, "keys that are commented out: {shown:?}");
 }
 
+#[test]
+fn the_example_of_a_thin_pool_is_valid_and_shows_the_defaults() {
+    let path = packaging().join("hostsnapd.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let shown: String = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("#     ").filter(|rest| !rest.starts_with(' ')))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let written_out = Config::parse(&shown, &path).unwrap();
+    let default: String =
+        shown.lines().filter(|line| !line.contains("_watermark")).flat_map(|line| [line, "\n"]).collect();
+    assert_eq!(written_out.stores, Config::parse(&default, &path).unwrap().stores);
+}
+
 /// The unit's directives, comments left out.
 fn unit(name: &str) -> Vec<(String, String)> {
     let text = fs::read_to_string(packaging().join("systemd").join(name)).unwrap();

@@ -6,6 +6,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
 use super::{Store, units};
+use crate::drivers::lvm_thin::{NotAPool, PoolName, Watermarks};
 
 /// A driver with what it needs to find its storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub enum Backend {
     Reflink(PathBuf),
     /// Snapshots of the btrfs subvolume that this folder is.
     Btrfs(PathBuf),
+    /// Thin snapshots in this pool, while it is not too full.
+    LvmThin(PoolName, Watermarks),
 }
 
 /// The words of `driver =`.
@@ -25,6 +28,7 @@ enum Word {
     Qemu,
     Reflink,
     Btrfs,
+    LvmThin,
 }
 
 #[derive(Deserialize)]
@@ -35,6 +39,9 @@ struct Raw {
     #[serde(default = "units::default_min_free", deserialize_with = "units::bytes")]
     min_free: u64,
     path: Option<PathBuf>,
+    pool: Option<String>,
+    data_watermark: Option<u8>,
+    metadata_watermark: Option<u8>,
 }
 
 impl Raw {
@@ -43,8 +50,40 @@ impl Raw {
             Word::Qemu => Backend::Qemu(self.folder("qemu")?),
             Word::Reflink => Backend::Reflink(self.folder("reflink")?),
             Word::Btrfs => Backend::Btrfs(self.folder("btrfs")?),
+            Word::LvmThin => {
+                let pool = self.pool.take().ok_or_else(|| {
+                    format!("the store {:?} needs its thin pool: pool = \"vg0/thin\"", self.name)
+                })?;
+                Backend::LvmThin(
+                    pool.parse().map_err(|error: NotAPool| error.to_string())?,
+                    self.watermarks()?,
+                )
+            }
         };
         Ok(backend)
+    }
+
+    fn watermarks(&mut self) -> Result<Watermarks, String> {
+        let otherwise = Watermarks::default();
+        let watermarks = Watermarks {
+            data: self.data_watermark.take().unwrap_or(otherwise.data),
+            metadata: self.metadata_watermark.take().unwrap_or(otherwise.metadata),
+        };
+        match watermarks {
+            Watermarks { data: 1..=100, metadata: 1..=100 } => Ok(watermarks),
+            _ => Err(format!("a watermark of the store {:?} is none: percent, from 1 to 100", self.name)),
+        }
+    }
+
+    /// The first key that is left: the driver has no use for it.
+    fn left(&self) -> Option<&'static str> {
+        let keys = [
+            ("path", self.path.is_some()),
+            ("pool", self.pool.is_some()),
+            ("data_watermark", self.data_watermark.is_some()),
+            ("metadata_watermark", self.metadata_watermark.is_some()),
+        ];
+        keys.into_iter().find_map(|(key, is_left)| is_left.then_some(key))
     }
 
     fn folder(&mut self, driver: &str) -> Result<PathBuf, String> {
@@ -58,9 +97,9 @@ impl<'de> Deserialize<'de> for Store {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut raw = Raw::deserialize(deserializer)?;
         let backend = raw.backend().map_err(D::Error::custom)?;
-        if raw.path.is_some() {
+        if let Some(key) = raw.left() {
             return Err(D::Error::custom(format!(
-                "the store {:?} has a path, which the driver {} has no use for",
+                "the store {:?} has the key {key}, which the driver {} has no use for",
                 raw.name,
                 backend.driver()
             )));
@@ -76,6 +115,7 @@ impl Backend {
             Self::Qemu(_) => "qemu",
             Self::Reflink(_) => "reflink",
             Self::Btrfs(_) => "btrfs",
+            Self::LvmThin(..) => "lvm-thin",
         }
     }
 
@@ -83,6 +123,7 @@ impl Backend {
     pub fn folder(&self) -> Option<&Path> {
         match self {
             Self::Qemu(path) | Self::Reflink(path) | Self::Btrfs(path) => Some(path),
+            Self::LvmThin(..) => None,
         }
     }
 
@@ -94,7 +135,7 @@ impl Backend {
     /// Whether a disk is named by `volume`, not by `path`.
     pub(super) const fn names_volumes(&self) -> bool {
         match self {
-            Self::Qemu(_) | Self::Reflink(_) | Self::Btrfs(_) => false,
+            Self::Qemu(_) | Self::Reflink(_) | Self::Btrfs(_) | Self::LvmThin(..) => false,
         }
     }
 
@@ -102,6 +143,7 @@ impl Backend {
     pub(super) fn place(&self) -> String {
         match self {
             Self::Qemu(path) | Self::Reflink(path) | Self::Btrfs(path) => path.display().to_string(),
+            Self::LvmThin(pool, _) => pool.to_string(),
         }
     }
 }

@@ -37,8 +37,8 @@ fn a_good_configuration_has_sane_defaults() {
 #[test]
 fn mistakes_name_file_line_and_what_is_allowed() {
     for (from, to, line, words) in [
-        ("min_free", "min_fre", 6, "expected one of `name`, `driver`, `min_free`, `path`"),
-        ("\"reflink\"", "\"zfs2\"", 4, "expected one of `qemu`, `reflink`, `btrfs`"),
+        ("min_free", "min_fre", 6, "expected one of `name`, `driver`, `min_free`, `path`, `pool`"),
+        ("\"reflink\"", "\"zfs2\"", 4, "expected one of `qemu`, `reflink`, `btrfs`, `lvm-thin`"),
         ("cid = 42", "cid = 2", 11, "reserved"),
         ("cid = 42", "", 8, "exactly one of `cid`"),
         ("store = \"images\"", "store = \"image\"", 14, "there are: images"),
@@ -65,6 +65,30 @@ fn mistakes_name_file_line_and_what_is_allowed() {
         assert!(told.contains(words), "{from} → {to}: {told}");
         assert!(told.contains(&format!("hostsnapd.toml:{line}:")), "{from} → {to}: {told}");
     }
+}
+
+#[test]
+fn a_store_of_logical_volumes_has_a_pool_and_watermarks() {
+    let good = GOOD
+        .replace("\"reflink\"\npath = \"/srv/images\"", "\"lvm-thin\"\npool = \"vg0/thin\"")
+        .replace("/srv/images/data.img", "/dev/vg0/db1-data");
+    let config = Config::parse(&good, Path::new("x")).unwrap();
+    assert_eq!(config.stores[0].backend.driver(), "lvm-thin");
+    for (from, to, line, words) in [
+        ("pool = \"vg0/thin\"", "", 2, "pool = \"vg0/thin\""),
+        ("\"vg0/thin\"", "\"thin\"", 2, "names no thin pool"),
+        ("\"vg0/thin\"", "\"vg0/-x\"", 2, "names no thin pool"),
+        ("\"vg0/thin\"", "\"vg0/thin\"\ndata_watermark = 101", 2, "from 1 to 100"),
+        ("\"vg0/thin\"", "\"vg0/thin\"\nmetadata_watermark = 0", 2, "from 1 to 100"),
+        ("\"vg0/thin\"", "\"vg0/thin\"\npath = \"/srv\"", 2, "has the key path"),
+        ("\"lvm-thin\"", "\"reflink\"\npath = \"/srv\"", 2, "has the key pool"),
+    ] {
+        let told = errors(&good.replacen(from, to, 1));
+        assert!(told.contains(words), "{from} → {to}: {told}");
+        assert!(told.contains(&format!("hostsnapd.toml:{line}:")), "{from} → {to}: {told}");
+    }
+    let second = format!("[[store]]\nname = \"b\"\ndriver = \"lvm-thin\"\npool = \"vg0/thin\"\n{good}");
+    assert!(errors(&second).contains("a second store is in vg0/thin"), "{}", errors(&second));
 }
 
 #[test]

@@ -22,21 +22,63 @@ pub(crate) trait Bench {
     fn driver(&self) -> Box<dyn Driver>;
     /// Its disks.
     fn volumes(&self) -> Vec<Volume>;
-    /// Its store's folder.
-    fn store(&self) -> PathBuf;
+    /// A disk that there is not.
+    fn absent(&self) -> Source;
+    /// Puts things into the store that are not ours, however much they look so.
+    fn leave_foreign(&self) -> Box<dyn Foreign + '_>;
     /// Writes this byte at the beginning of a disk, as its guest would.
     fn write(&self, volume: &Volume, byte: u8);
     /// Leaves no room in the store, as long as what is returned lives; `None` where the store shares
     /// what it snapshots, so that it has no such limit of its own.
-    fn fill(&self) -> Option<Filler>;
+    fn fill(&self) -> Option<Box<dyn Filler + '_>>;
 }
 
-/// A file that takes all room.
-pub(crate) struct Filler(PathBuf);
+/// What is not ours in a store; gone when dropped.
+pub(crate) trait Foreign {
+    /// It must be as it was.
+    fn is_untouched(&self);
+}
 
-impl Drop for Filler {
+/// What takes all room; gone when dropped.
+pub(crate) trait Filler {}
+
+/// A file that takes all room.
+struct FillingFile(PathBuf);
+
+impl Filler for FillingFile {}
+
+impl Drop for FillingFile {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A file beside our folder, and a folder in it.
+struct ForeignFiles {
+    beside: PathBuf,
+    inside: PathBuf,
+}
+
+impl ForeignFiles {
+    fn leave(store: &Path) -> Box<dyn Foreign> {
+        let made = Self { beside: store.join("somebody-elses"), inside: store.join(".hostsnap/lost+found") };
+        fs::write(&made.beside, b"file").unwrap();
+        fs::create_dir(&made.inside).unwrap();
+        Box::new(made)
+    }
+}
+
+impl Foreign for ForeignFiles {
+    fn is_untouched(&self) {
+        assert_eq!(fs::read(&self.beside).unwrap(), b"file");
+        assert!(self.inside.is_dir());
+    }
+}
+
+impl Drop for ForeignFiles {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.beside);
+        let _ = fs::remove_dir(&self.inside);
     }
 }
 
@@ -72,6 +114,11 @@ impl Files {
         Self::on(Kind::Btrfs, |path| Box::new(Btrfs::new(path).unwrap()))
     }
 
+    /// The store's folder, where the images are too.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.fs.path()
+    }
+
     fn on(kind: Kind, make: fn(PathBuf) -> Box<dyn Driver>) -> Self {
         let fs = LoopFs::new(kind, 400);
         let volumes = ["one", "../two"]
@@ -92,8 +139,12 @@ impl Bench for Files {
         self.volumes.clone()
     }
 
-    fn store(&self) -> PathBuf {
-        self.fs.path()
+    fn absent(&self) -> Source {
+        Source::Path(self.folder().join("absent.img"))
+    }
+
+    fn leave_foreign(&self) -> Box<dyn Foreign + '_> {
+        ForeignFiles::leave(&self.folder())
     }
 
     fn write(&self, volume: &Volume, byte: u8) {
@@ -102,7 +153,7 @@ impl Bench for Files {
         file.sync_all().unwrap();
     }
 
-    fn fill(&self) -> Option<Filler> {
+    fn fill(&self) -> Option<Box<dyn Filler + '_>> {
         None
     }
 }
@@ -190,8 +241,12 @@ impl Bench for PausedQemu {
         self.volumes.clone()
     }
 
-    fn store(&self) -> PathBuf {
-        self.store.path()
+    fn absent(&self) -> Source {
+        Source::Path(self.store.path().join("absent.img"))
+    }
+
+    fn leave_foreign(&self) -> Box<dyn Foreign + '_> {
+        ForeignFiles::leave(&self.store.path())
     }
 
     fn write(&self, volume: &Volume, byte: u8) {
@@ -203,12 +258,12 @@ impl Bench for PausedQemu {
         assert_eq!(said, "", "QEMU complains");
     }
 
-    fn fill(&self) -> Option<Filler> {
+    fn fill(&self) -> Option<Box<dyn Filler + '_>> {
         let path = self.store.path().join("filler");
         let file = File::create(&path).unwrap();
         let room = self.driver().free_bytes().unwrap();
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, room.saturating_sub(4 << 20))
             .unwrap();
-        Some(Filler(path))
+        Some(Box::new(FillingFile(path)))
     }
 }

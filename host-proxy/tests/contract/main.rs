@@ -1,16 +1,21 @@
 //! What every driver promises, on real storage: `contract()` is run against each.
 
 mod bench;
+mod lvm;
 mod monitor;
 
 use std::fs;
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use bench::{Bench, DISK_BYTES, Files, PausedQemu};
+use harness::initramfs::Tools;
 use harness::loopfs::{self, Kind as Fs, LoopFs};
+use harness::vm::Plan;
+use harness::within;
 use host_proxy::drivers::{
-    Continue, CutSet, Deleted, Driver, DriverError, Found, Kind, Owner, Plan, Ready, Recovered, Source,
+    Continue, CutSet, Deleted, Driver, DriverError, Found, Kind, Owner, Plan as Volumes, Ready, Recovered,
     Volume,
 };
 use protocol::{RequestId, SnapshotId, VmUuid};
@@ -30,11 +35,17 @@ fn qemu_keeps_the_contract() {
     contract(&PausedQemu::start());
 }
 
+#[test]
+fn lvm_thin_keeps_the_contract() {
+    let plan = Plan::debian("contract-lvm").tools([Tools::DeviceMapper]);
+    within::run("lvm_thin_keeps_the_contract", plan, || contract(&lvm::ThinVolumes::new()));
+}
+
 /// The whole of it.
 fn contract(bench: &dyn Bench) {
     what_is_cut_is_what_was_there_and_nothing_later(bench);
     a_repeat_finds_what_is_there(bench);
-    only_ours_is_listed_and_foreign_files_stay(bench);
+    only_ours_is_listed_and_what_is_foreign_stays(bench);
     what_is_deleted_twice_was_absent(bench);
     what_is_in_use_is_busy(bench);
     what_is_not_there_can_not_be_snapshot(bench);
@@ -54,8 +65,8 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(60)
 }
 
-fn plan(owner: Owner, volumes: &[Volume]) -> Plan {
-    Plan { owner, volumes: volumes.to_vec(), manifest: b"intent".to_vec() }
+fn plan(owner: Owner, volumes: &[Volume]) -> Volumes {
+    Volumes { owner, volumes: volumes.to_vec(), manifest: b"intent".to_vec() }
 }
 
 fn prepare(bench: &dyn Bench, owner: Owner) -> Box<dyn Ready> {
@@ -87,8 +98,8 @@ fn delete(bench: &dyn Bench, owner: Owner) {
 fn first_byte(bench: &dyn Bench, owner: Owner, volume: &Volume) -> u8 {
     let driver = bench.driver();
     let exposed = driver.expose().expect("it can show").expose(owner, &volume.serial).unwrap();
-    let file = fs::File::open(&exposed.path).unwrap();
-    assert_eq!(file.metadata().unwrap().len(), DISK_BYTES);
+    let mut file = fs::File::open(&exposed.path).unwrap();
+    assert_eq!(file.seek(SeekFrom::End(0)).unwrap(), DISK_BYTES);
     let mut byte = [0];
     file.read_exact_at(&mut byte, 0).unwrap();
     byte[0]
@@ -131,18 +142,13 @@ fn a_repeat_finds_what_is_there(bench: &dyn Bench) {
     delete(bench, owner);
 }
 
-fn only_ours_is_listed_and_foreign_files_stay(bench: &dyn Bench) {
+fn only_ours_is_listed_and_what_is_foreign_stays(bench: &dyn Bench) {
     let owner = take(bench);
-    let foreign = bench.store().join("somebody-elses");
-    fs::write(&foreign, b"file").unwrap();
-    let inside = bench.store().join(".hostsnap/lost+found");
-    fs::create_dir(&inside).unwrap();
+    let foreign = bench.leave_foreign();
     assert_eq!(bench.driver().list().unwrap().len(), 1);
     delete(bench, owner);
-    assert_eq!(fs::read(&foreign).unwrap(), b"file");
-    assert!(inside.is_dir());
-    fs::remove_file(foreign).unwrap();
-    fs::remove_dir(inside).unwrap();
+    assert_eq!(bench.driver().list().unwrap(), []);
+    foreign.is_untouched();
 }
 
 fn what_is_deleted_twice_was_absent(bench: &dyn Bench) {
@@ -168,11 +174,8 @@ fn what_is_in_use_is_busy(bench: &dyn Bench) {
 }
 
 fn what_is_not_there_can_not_be_snapshot(bench: &dyn Bench) {
-    let absent = Volume {
-        source: Source::Path(bench.store().join("absent.img")),
-        serial: "absent".parse().unwrap(),
-        ..bench.volumes()[0].clone()
-    };
+    let absent =
+        Volume { source: bench.absent(), serial: "absent".parse().unwrap(), ..bench.volumes()[0].clone() };
     let error = bench.driver().check(&absent).expect_err("there is no such disk");
     assert_eq!(error.kind, Kind::NotFound, "{error}");
     assert!(bench.driver().prepare(&plan(owner(), &[absent]), soon()).is_err());
@@ -267,7 +270,7 @@ fn a_clone_that_was_killed_in_the_middle_is_no_snapshot() {
     let bench = Files::reflink();
     let owner = owner();
     drop(prepare(&bench, owner).cut(soon()).unwrap());
-    let folder = bench.store().join(".hostsnap").join(owner.vm.to_string());
+    let folder = bench.folder().join(".hostsnap").join(owner.vm.to_string());
     let half = folder.join(format!("{}.partial/one.img", owner.snapshot));
     fs::File::options().write(true).open(half).unwrap().set_len(DISK_BYTES / 2).unwrap();
     let recovered = bench.driver().recover(owner, &bench.volumes()).unwrap();

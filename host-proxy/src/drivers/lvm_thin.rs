@@ -1,0 +1,257 @@
+//! Thin logical volumes of LVM: the cut is a thin snapshot of each, one after another. In the
+//! volume group everything of ours is known by its names and tags (`names`), the manifests are in
+//! a volume of their own (`manifests`): docs/decisions/0010-lvm-thin.md.
+//!
+//! | module | idea |
+//! |---|---|
+//! | `pool` | which pool; asking lvm about it and for changes of it, each with a limit |
+//! | `report` | what lvm says, read; pure |
+//! | `names` | names and tags; pure |
+//! | `manifests` | the volume that holds the manifests |
+//! | `store` | what of ours is in a pool; removing it |
+//! | `shell` | an lvm that waits for its next command |
+//! | `set` | one set of volumes: prepared, cut, sealed |
+
+mod manifests;
+mod names;
+mod pool;
+mod report;
+mod set;
+mod shell;
+mod store;
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::time::{Duration, Instant};
+
+pub use pool::{NotAPool, PoolName, Watermarks};
+
+use manifests::Phase;
+use pool::Pool;
+use report::{Lv, VolumeGroup};
+use set::{Cut, Part, Prepared, Set};
+use shell::Shell;
+
+use super::{
+    Deleted, Driver, DriverError, Expose, Exposed, Format, Found, Kind, Owner, Plan, Ready, Recovered,
+    Volume, VolumeFacts, VolumeSnapshot, image,
+};
+use crate::exec::Tool;
+
+/// Snapshots as thin volumes.
+pub struct LvmThin {
+    pool: Pool,
+}
+
+impl LvmThin {
+    /// A store in this pool. Whether that is there is looked at when it is used: it may come later.
+    pub fn new(name: PoolName, watermarks: Watermarks) -> Result<Self, DriverError> {
+        let find = |tool| {
+            Tool::find(tool).map_err(|error| pool::failed("look for lvm (install the package lvm2)", error))
+        };
+        Ok(Self { pool: Pool::new(name, watermarks, find("lvm")?, find("dmsetup")?) })
+    }
+
+    /// With other programs than this machine's: for tests.
+    #[doc(hidden)]
+    pub fn with_tools(name: PoolName, watermarks: Watermarks, lvm: Tool, dmsetup: Tool) -> Self {
+        Self { pool: Pool::new(name, watermarks, lvm, dmsetup) }
+    }
+
+    /// The logical volume behind a volume of the plan, if it can be snapshot.
+    fn origin<'a>(&self, vg: &'a VolumeGroup, volume: &Volume) -> Result<&'a Lv, DriverError> {
+        let unsupported =
+            |why: String| DriverError::new(Kind::Unsupported, format!("snapshot {}: {why}", volume.source));
+        if volume.format != Format::Raw {
+            return Err(unsupported(format!("a logical volume holds a raw disk, not {:?}", volume.format)));
+        }
+        let meta = fs::metadata(volume.path()?).map_err(|error| {
+            DriverError::io(format!("look at {} (lvchange -ay, if it is there)", volume.source), error)
+        })?;
+        if !meta.file_type().is_block_device() {
+            return Err(unsupported("it is no logical volume, but a file".to_owned()));
+        }
+        let device = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
+        let Some(lv) = vg.lvs.iter().find(|lv| lv.device() == Some(device)) else {
+            return Err(unsupported(format!("it is no logical volume of the group of {}", self.pool.name)));
+        };
+        if lv.ours().is_some() {
+            return Err(unsupported("it is a snapshot of ours".to_owned()));
+        }
+        match self.pool.lv_in(vg)? {
+            pool if lv.name == pool.name => Err(unsupported("it is the pool itself".to_owned())),
+            pool if lv.pool == pool.name => Ok(lv),
+            _ if lv.pool.is_empty() => Err(unsupported(format!(
+                "{} is no thin volume; move it into {} (lvconvert --thin)",
+                lv.name, self.pool.name
+            ))),
+            _ => Err(unsupported(format!("{} is in another pool: {}", lv.name, lv.pool))),
+        }
+    }
+
+    /// What is needed for the cut, and nothing of it done.
+    fn parts(&self, vg: &VolumeGroup, plan: &Plan) -> Result<Vec<Part>, DriverError> {
+        let volumes = plan.volumes.iter().enumerate();
+        volumes
+            .map(|(index, volume)| {
+                let origin = self.origin(vg, volume)?;
+                if origin.is_suspended() {
+                    let doing = format!("snapshot {}: it is suspended; dmsetup info", volume.source);
+                    return Err(DriverError::new(Kind::Busy, doing));
+                }
+                let name = names::snapshot(plan.owner.snapshot, index);
+                let snapshot = VolumeSnapshot {
+                    serial: volume.serial.clone(),
+                    handle: name.clone(),
+                    size_bytes: origin.size_bytes(),
+                };
+                Ok(Part { snapshot, name, origin: origin.name.clone(), origin_uuid: origin.uuid.clone() })
+            })
+            .collect()
+    }
+
+    fn begin(&self, plan: &Plan, deadline: Instant) -> Result<Prepared, DriverError> {
+        let vg = self.pool.report()?;
+        self.pool.takes(&vg, plan.volumes.len())?;
+        let parts = self.parts(&vg, plan)?;
+        let manifests = store::make_manifests(&self.pool, &vg)?;
+        let prefix = names::prefix(plan.owner.snapshot);
+        if vg.lvs.iter().any(|lv| lv.name.starts_with(&prefix)) || manifests.find(plan.owner)?.is_some() {
+            return Err(DriverError::new(
+                Kind::Exists,
+                format!("begin the snapshot {}", plan.owner.snapshot),
+            ));
+        }
+        let shell = Shell::start(&self.pool.lvm).map_err(|error| pool::failed("start lvm", error))?;
+        let record = manifests.put(plan.owner, Phase::Prepared, &plan.manifest)?;
+        let suspends = self.pool.devices(&vg);
+        let set = Set::new(self.pool.clone(), manifests, record, parts);
+        let mut prepared = Prepared { set, shell, devices: vg.devices, suspends };
+        match self.make_ready(&mut prepared, plan, deadline) {
+            Ok(()) => Ok(prepared),
+            Err(error) => {
+                let undone = Box::new(prepared).abandon();
+                Err(error.after_undo(undone))
+            }
+        }
+    }
+
+    fn make_ready(&self, prepared: &mut Prepared, plan: &Plan, deadline: Instant) -> Result<(), DriverError> {
+        for volume in &plan.volumes {
+            if Instant::now() >= deadline {
+                return Err(DriverError::new(Kind::DeadlinePassed, "flush the volumes"));
+            }
+            // Suspending a volume writes back what the host holds of it (Linux `lock_fs`, dm.c).
+            image::open(volume).and_then(|file| image::flush(&file, volume))?;
+        }
+        prepared.rehearse(pool::grace_after(deadline, Duration::ZERO))
+    }
+}
+
+impl Driver for LvmThin {
+    fn name(&self) -> &'static str {
+        "lvm-thin"
+    }
+
+    fn check(&self, volume: &Volume) -> Result<VolumeFacts, DriverError> {
+        let vg = self.pool.report()?;
+        let size_bytes = self.origin(&vg, volume)?.size_bytes();
+        self.pool.takes(&vg, 1)?;
+        Ok(VolumeFacts { size_bytes })
+    }
+
+    fn read_head(&self, volume: &Volume, len: usize) -> Result<Vec<u8>, DriverError> {
+        image::read_head(volume, len)
+    }
+
+    fn free_bytes(&self) -> Result<u64, DriverError> {
+        let vg = self.pool.report()?;
+        let pool = self.pool.lv_in(&vg)?;
+        let free = 100.0 - pool.data_percent.unwrap_or(100.0).clamp(0.0, 100.0);
+        // lvm gives hundredths of a percent.
+        let hundredths = (free * 100.0) as u128;
+        Ok(u64::try_from(u128::from(pool.size_bytes()) * hundredths / 10_000).unwrap_or(u64::MAX))
+    }
+
+    fn prepare(&self, plan: &Plan, deadline: Instant) -> Result<Box<dyn Ready>, DriverError> {
+        Ok(Box::new(self.begin(plan, deadline)?))
+    }
+
+    fn list(&self) -> Result<Vec<Found>, DriverError> {
+        let vg = self.pool.report()?;
+        let manifests = store::open_manifests(&self.pool, &vg)?;
+        let all = store::all(&self.pool, &vg, manifests.as_ref())?;
+        let found = all.into_iter().map(|(owner, held)| {
+            let whole = held.is_whole();
+            Found { owner, whole, manifest: held.record.and_then(|record| record.manifest) }
+        });
+        Ok(found.collect())
+    }
+
+    fn recover(&self, owner: Owner, volumes: &[Volume]) -> Result<Recovered, DriverError> {
+        let vg = self.pool.report()?;
+        let manifests = store::open_manifests(&self.pool, &vg)?;
+        let held = store::one(&self.pool, &vg, manifests.as_ref(), owner)?;
+        if held.is_nothing() {
+            return Ok(Recovered::Nothing);
+        }
+        if held.is_whole() {
+            return Ok(Recovered::Whole);
+        }
+        let parts = parts_of(&held, volumes).filter(|_| held.is_in(Phase::Cut));
+        match (manifests, held.record, parts) {
+            (Some(manifests), Some(record), Some(parts)) => {
+                let set = Set::new(self.pool.clone(), manifests, record, parts);
+                Ok(Recovered::Cut(Box::new(Cut { set, _shell: None })))
+            }
+            (manifests, ..) => {
+                store::remove(&self.pool, manifests.as_ref(), owner).map(|_| Recovered::Nothing)
+            }
+        }
+    }
+
+    fn delete(&self, owner: Owner) -> Result<Deleted, DriverError> {
+        store::remove(&self.pool, None, owner)
+    }
+
+    fn expose(&self) -> Option<&dyn Expose> {
+        Some(self)
+    }
+}
+
+/// The parts of a snapshot that was cut, in the order of its volumes; `None` if one is missing.
+fn parts_of(held: &store::Held, volumes: &[Volume]) -> Option<Vec<Part>> {
+    if volumes.is_empty() || volumes.len() != held.lvs.len() {
+        return None;
+    }
+    let part = |volume: &Volume| {
+        let (lv, ours) = held.lvs.iter().find(|(_, ours)| ours.serial == volume.serial)?;
+        set::is_of_its_origin(&lv.origin_uuid, ours).then(|| Part {
+            snapshot: VolumeSnapshot {
+                serial: volume.serial.clone(),
+                handle: lv.name.clone(),
+                size_bytes: lv.size_bytes(),
+            },
+            origin: lv.origin.clone(),
+            name: lv.name.clone(),
+            origin_uuid: ours.origin_uuid.clone(),
+        })
+    };
+    volumes.iter().map(part).collect()
+}
+
+impl Expose for LvmThin {
+    fn expose(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<Exposed, DriverError> {
+        let vg = self.pool.report()?;
+        let manifests = store::open_manifests(&self.pool, &vg)?;
+        let held = store::one(&self.pool, &vg, manifests.as_ref(), owner)?;
+        let lv = held.lvs.iter().find(|(_, ours)| ours.serial == *volume).filter(|_| held.is_whole());
+        match lv {
+            Some((lv, _)) => Ok(Exposed { path: store::activated(&self.pool, lv)?, format: Format::Raw }),
+            None => {
+                let doing = format!("show the disk {volume} of {}", owner.snapshot);
+                Err(DriverError::new(Kind::NotFound, doing))
+            }
+        }
+    }
+}
