@@ -49,13 +49,15 @@ impl LvmThin {
         let find = |tool| {
             Tool::find(tool).map_err(|error| pool::failed("look for lvm (install the package lvm2)", error))
         };
-        Ok(Self { pool: Pool::new(name, watermarks, find("lvm")?, find("dmsetup")?) })
+        let tools = [find("lvm")?, find("dmsetup")?];
+        Ok(Self { pool: Pool::new(name, watermarks, tools, pool::REPORT_LIMIT) })
     }
 
-    /// With other programs than this machine's: for tests.
+    /// With another lvm than this machine's: for tests.
     #[doc(hidden)]
-    pub fn with_tools(name: PoolName, watermarks: Watermarks, lvm: Tool, dmsetup: Tool) -> Self {
-        Self { pool: Pool::new(name, watermarks, lvm, dmsetup) }
+    pub fn with_lvm(name: PoolName, watermarks: Watermarks, lvm: Tool, report_limit: Duration) -> Self {
+        let dmsetup = Tool::find("dmsetup").unwrap_or_else(|_| Tool::at("/no/dmsetup".into()));
+        Self { pool: Pool::new(name, watermarks, [lvm, dmsetup], report_limit) }
     }
 
     /// The logical volume behind a volume of the plan, if it can be snapshot.
@@ -253,5 +255,118 @@ impl Expose for LvmThin {
                 Err(DriverError::new(Kind::NotFound, doing))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A driver whose lvm is this script.
+    fn driver(script: &str) -> (tempfile::TempDir, LvmThin) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lvm");
+        fs::write(&path, format!("#!/bin/sh\n{script}")).unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        let name = "vg0/thin".parse().unwrap();
+        let limit = Duration::from_secs(2);
+        (folder, LvmThin::with_lvm(name, Watermarks::default(), Tool::at(path), limit))
+    }
+
+    fn recorded(changed: impl Fn(&str) -> String) -> (tempfile::TempDir, LvmThin) {
+        let report = changed(include_str!("lvm_thin/fixtures/lvm-2.03.16.json"));
+        driver(&format!("cat <<'END'\n{report}\nEND\n"))
+    }
+
+    #[test]
+    fn an_lvm_that_hangs_is_given_up_at_its_limit() {
+        let (_folder, driver) = driver("echo '  Waiting for a lock' >&2; sleep 600");
+        let began = Instant::now();
+        let error = driver.free_bytes().unwrap_err();
+        assert_eq!(error.kind, Kind::DeadlinePassed, "{error}");
+        assert!(
+            crate::service::chain(&error).contains("Waiting for a lock"),
+            "{}",
+            crate::service::chain(&error)
+        );
+        assert!(began.elapsed() < Duration::from_secs(15));
+    }
+
+    #[test]
+    fn a_group_that_is_not_there_and_a_report_that_is_none_are_told_apart() {
+        let (_folder, absent) =
+            driver("echo '  Volume group \"vg0\" not found' >&2; echo '{\"report\": []}'; exit 5");
+        assert_eq!(absent.free_bytes().unwrap_err().kind, Kind::NotFound);
+        let (_folder, broken) = recorded(|report| report[..report.len() / 2].to_owned());
+        assert_eq!(broken.list().unwrap_err().kind, Kind::Failed);
+    }
+
+    #[test]
+    fn a_pool_is_refused_for_what_is_wrong_with_it() {
+        let full = "\"data_percent\":\"0.00\", \"metadata_percent\":\"11.04\"";
+        for (from, to, kind, words) in [
+            ("", "", None, ""),
+            (
+                full,
+                "\"data_percent\":\"90.00\", \"metadata_percent\":\"11.04\"",
+                Some(Kind::NoSpace),
+                "lvextend --size",
+            ),
+            (
+                full,
+                "\"data_percent\":\"0.00\", \"metadata_percent\":\"80.1\"",
+                Some(Kind::NoSpace),
+                "lvextend --poolmeta",
+            ),
+            (
+                full,
+                "\"data_percent\":\"\", \"metadata_percent\":\"\"",
+                Some(Kind::Failed),
+                "how full the data",
+            ),
+            ("\"vg_mda_free\":\"518144\"", "\"vg_mda_free\":\"2047\"", Some(Kind::NoSpace), "--metadatasize"),
+            ("\"writeable\", \"vg_p", "\"read-only\", \"vg_p", Some(Kind::Unsupported), "read-only"),
+            ("\"vg_shared\":\"\"", "\"vg_shared\":\"shared\"", Some(Kind::Unsupported), "lvmlockd"),
+            ("\"vg_partial\":\"\"", "\"vg_partial\":\"partial\"", Some(Kind::Failed), "lacks devices"),
+            ("\"lv_active\":\"active\"", "\"lv_active\":\"\"", Some(Kind::Failed), "lvchange -ay vg0/thin"),
+            ("\"thin,pool\"", "\"thin,sparse\"", Some(Kind::Unsupported), "no thin pool"),
+            (
+                "\"lv_name\":\"thin\"",
+                "\"lv_name\":\"fat\"",
+                Some(Kind::NotFound),
+                "find the thin pool vg0/thin",
+            ),
+            (
+                "\"open\", \"lv_health_status\":\"\"",
+                "\"open\", \"lv_health_status\":\"out_of_data\"",
+                Some(Kind::NoSpace),
+                "out_of_data",
+            ),
+            (
+                "\"open\", \"lv_health_status\":\"\"",
+                "\"open\", \"lv_health_status\":\"failed\"",
+                Some(Kind::Failed),
+                "failed",
+            ),
+        ] {
+            let (_folder, driver) = recorded(|report| {
+                let text = report.replacen(from, to, 1);
+                assert!(text != report || kind.is_none(), "{from} is not in the report");
+                text
+            });
+            let vg = driver.pool.report().unwrap();
+            match (driver.pool.takes(&vg, 1), kind) {
+                (Ok(()), None) => {}
+                (Err(error), Some(kind)) => {
+                    assert_eq!(error.kind, kind, "{to}: {error}");
+                    assert!(error.to_string().contains(words), "{to}: {error}");
+                }
+                (result, _) => panic!("{to}: {result:?}"),
+            }
+        }
+        let (_folder, driver) = recorded(str::to_owned);
+        assert_eq!(driver.free_bytes().unwrap(), 1 << 30);
     }
 }

@@ -61,6 +61,17 @@ impl ThinVolumes {
     pub(crate) fn ask(&self, name: &str, column: &str) -> String {
         lvm(&["lvs", "--noheadings", "-o", column, &self.lv(name)]).trim().to_owned()
     }
+
+    /// The names of all volumes, in lvm's order.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let told = lvm(&["lvs", "--noheadings", "-o", "lv_name", &self.vg]);
+        told.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// The volume group's name.
+    pub(crate) fn vg(&self) -> &str {
+        &self.vg
+    }
 }
 
 impl Drop for ThinVolumes {

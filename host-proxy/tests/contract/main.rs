@@ -2,6 +2,7 @@
 
 mod bench;
 mod lvm;
+mod lvm_faults;
 mod monitor;
 
 use std::fs;

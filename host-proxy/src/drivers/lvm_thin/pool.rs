@@ -11,7 +11,7 @@ use crate::drivers::{DriverError, Kind};
 use crate::exec::{ExecError, Tool};
 
 /// A report looks at all devices of this machine.
-const REPORT_LIMIT: Duration = Duration::from_secs(20);
+pub(super) const REPORT_LIMIT: Duration = Duration::from_secs(20);
 /// A change of the volume group; removing many volumes takes longest.
 const CHANGE_LIMIT: Duration = Duration::from_secs(60);
 /// The device mapper's own tool does nothing slow.
@@ -89,11 +89,17 @@ pub(super) struct Pool {
     pub(super) lvm: Tool,
     dmsetup: Tool,
     watermarks: Watermarks,
+    report_limit: Duration,
 }
 
 impl Pool {
-    pub(super) fn new(name: PoolName, watermarks: Watermarks, lvm: Tool, dmsetup: Tool) -> Self {
-        Self { name, lvm, dmsetup, watermarks }
+    pub(super) fn new(
+        name: PoolName,
+        watermarks: Watermarks,
+        [lvm, dmsetup]: [Tool; 2],
+        report_limit: Duration,
+    ) -> Self {
+        Self { name, lvm, dmsetup, watermarks, report_limit }
     }
 
     /// A volume of the group as lvm's commands take it.
@@ -106,7 +112,7 @@ impl Pool {
         let doing = || format!("look at the volume group {}", self.name.vg);
         let mut command = self.lvm.command();
         command.args(report::arguments(&self.name.vg)).args(["--config", SETTINGS]);
-        let text = self.lvm.run(&mut command, REPORT_LIMIT).map_err(|error| failed(doing(), error))?;
+        let text = self.lvm.run(&mut command, self.report_limit).map_err(|error| failed(doing(), error))?;
         VolumeGroup::parse(&text).map_err(|error| {
             let kind = if matches!(error, ReportError::Count(0)) { Kind::NotFound } else { Kind::Failed };
             DriverError { source: Some(Box::new(error)), ..DriverError::new(kind, doing()) }

@@ -87,6 +87,15 @@ impl Prepared {
     /// Goes through everything that the cut will do but for changing anything (lvm(8), `--test`):
     /// what lvm would refuse is refused now, and what it must load and read is in memory then.
     pub(super) fn rehearse(&mut self, deadline: Instant) -> Result<(), DriverError> {
+        // The one thing that `--test` passes over.
+        let said = self
+            .shell
+            .run("lvmconfig global/metadata_read_only", deadline)
+            .map_err(|error| pool::failed("ask lvm whether it may change anything", error))?;
+        if said.contains("metadata_read_only=1") {
+            let doing = "lvm is configured to change nothing: global/metadata_read_only in lvm.conf";
+            return Err(DriverError::new(Kind::Unsupported, doing));
+        }
         for index in 0..self.set.parts.len() {
             self.lvcreate(index, "--test ", deadline)?;
         }
