@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::cut::{self, Bare};
@@ -89,8 +89,13 @@ fn by_agent(stage: &Stage, probe: &str, freeze: &Value) -> Result<Measured> {
     let mut bare = Bare::prepare(stage)?;
     let mut agent = Agent::connect(stage)?;
     let script = "echo > /run/begun; read line < /run/done";
-    let running = stage.vm.guest.spawn(&format!("{probe} /bin/sh -c '{script}'"));
-    stage.vm.guest.sh("read line < /run/begun");
+    // A probe that fails before it runs the script says so too: else nobody would end the wait.
+    let ended = "code=$?; (echo ended > /run/begun &); exit $code";
+    let running = stage.vm.guest.spawn(&format!("{probe} /bin/sh -c '{script}'; {ended}"));
+    if stage.vm.guest.sh("read line < /run/begun; echo $line").contains("ended") {
+        let output = running.wait();
+        bail!("the probe ended early: {}{}", output.stdout, output.stderr);
+    }
 
     let began = Instant::now();
     let frozen = agent.execute(freeze)?;
