@@ -65,6 +65,12 @@ impl Quiet<'_> {
         rehearsal::after(Step::Quiesced);
         let result = self.quiesced_cut(client, &quiesced, seen, tell);
         tell(Told::Phase(AgentPhase::Settling));
+        if result.is_ok()
+            && seen.freeze == Freeze::Held
+            && let Some(joined) = target.joined()
+        {
+            seen.freeze = evidence::not_held(&joined);
+        }
         let held = result.is_ok() && seen.freeze == Freeze::Held;
         seen.hooks = quiesced.release(if held { Ended::Cut } else { Ended::NotCut });
         result
@@ -142,6 +148,9 @@ impl Quiet<'_> {
         tell: &mut dyn FnMut(Told),
     ) -> Result<Option<Frozen>, WireError> {
         self.attempt.target.writers_outside()?;
+        if let Some(joined) = self.attempt.target.joined() {
+            return Err(WireError::new(ErrorCode::NotFreezable, joined).hint("try again"));
+        }
         let targets = self.attempt.target.to_freeze();
         if targets.is_empty() {
             return Ok(None);

@@ -114,6 +114,20 @@ impl Target {
             .collect()
     }
 
+    /// What has come to these disks since the plan and was not frozen with the rest.
+    pub(super) fn joined(&self) -> Option<String> {
+        let names = self.disks.iter().map(|(disk, _)| disk.name.as_str()).collect();
+        match capture::live() {
+            Err(error) => Some(format!("what is mounted now can't be read: {error}")),
+            Ok(capture) => select::joined(&capture, &names, &self.file_systems).map(|path| {
+                format!(
+                    "{} was mounted, or made writable, on a disk of this request meanwhile: it was not frozen",
+                    path.display()
+                )
+            }),
+        }
+    }
+
     /// A disk without a mounted file system may still be written to: by ZFS, by a volume that a
     /// database uses raw, by a mount of another namespace. None of it can be frozen, and a record
     /// must not claim that nothing wrote.

@@ -47,6 +47,9 @@ pub struct FileSystem {
     /// Those of one rank don't depend on each other and can be frozen at the same time; those of a
     /// lower rank come before.
     pub rank: u32,
+    /// Which it is, however it is mounted.
+    #[serde(skip)]
+    pub super_block: SuperBlock,
 }
 
 /// What to take.
@@ -78,6 +81,19 @@ pub fn select(capture: &Capture, wish: &Wish) -> Result<Selection, TopologyError
     let disks = identify(&stack, &names)?;
     let on_them: Vec<_> = mounted.iter().filter(|fs| !fs.beneath.disks.is_disjoint(&names)).collect();
     Ok(Selection { disks, file_systems: in_freeze_order(&stack, on_them)? })
+}
+
+/// A file system that can be written to on these disks and was not to be frozen by the plan: mounted, or
+/// made writable, since then.
+pub fn joined(capture: &Capture, disks: &BTreeSet<&str>, planned: &[FileSystem]) -> Option<PathBuf> {
+    let stack = Stack::new(capture);
+    let is_planned =
+        |fs: &Mounted<'_>| planned.iter().any(|plan| !plan.read_only && plan.super_block == fs.super_block);
+    let is_on_them = |fs: &Mounted<'_>| fs.beneath.disks.iter().any(|disk| disks.contains(disk.as_str()));
+    let new = mounted(&stack)
+        .into_iter()
+        .find(|fs| !fs.best.super_read_only && is_on_them(fs) && !is_planned(fs))?;
+    Some(new.best.mount_point.clone())
 }
 
 /// All disks with what is mounted on them, for `hostsnap disks`. What a disk lacks to be covered is
@@ -270,6 +286,7 @@ fn in_freeze_order(stack: &Stack<'_>, chosen: Vec<&Mounted<'_>>) -> Result<Vec<F
             disks: fs.beneath.disks.clone(),
             read_only: fs.best.super_read_only,
             rank,
+            super_block: fs.super_block.clone(),
         });
     }
     ordered.sort_by_key(|fs| fs.rank);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use guest_agent::client::{HostAddress, Limits};
 use guest_agent::flow::{self, Options, Otherwise, Outcome, Surroundings, Target, Told};
 use guest_agent::topology::select::{Disk, FileSystem};
+use guest_agent::topology::stack::SuperBlock;
 use harness::loopfs::{Kind, LoopFs};
 use harness::wait::wait_until;
 use protocol::fingerprint::Fingerprint;
@@ -49,6 +50,7 @@ impl Stage {
                 fs_type: "ext4".to_owned(),
                 disks: BTreeSet::from(["vdx".to_owned()]),
                 read_only: false,
+                super_block: SuperBlock::Btrfs("any".to_owned()),
             }],
         };
         let options = Options {

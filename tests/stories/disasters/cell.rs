@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use harness::guest::Running;
 use harness::wait::wait_until;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -38,7 +39,7 @@ impl Cell<'_> {
             let (out, err) = self.scene.printed();
             return Err(vec![format!("it never came to this step: {:?}\n{out}{err}", create.wait())]);
         }
-        self.inflict();
+        self.inflict(&create);
         self.writes_again();
         let code = create.wait().status;
         let (out, err) = self.scene.printed();
@@ -95,7 +96,7 @@ impl Cell<'_> {
         wait_until("the application goes on", LIMIT, || self.written().records > before);
     }
 
-    fn inflict(&self) {
+    fn inflict(&self, create: &Running) {
         let scene = self.scene;
         let command = |signal: &str| drop(scene.vm.guest.sh(&format!("kill {signal} $(cat /run/r/pid)")));
         let keeper = |signal: &str| {
@@ -139,7 +140,10 @@ impl Cell<'_> {
                 let refused = scene.relay.refused();
                 scene.relay.cut();
                 scene.tell('g');
-                wait_until("the command calls again", LIMIT, || scene.relay.refused() > refused);
+                // It may have its answer already.
+                wait_until("the command calls again", LIMIT, || {
+                    scene.relay.refused() > refused || create.has_ended()
+                });
                 return scene.relay.mend();
             }
             Disaster::LeasePasses => self.outlast_the_lease(),

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 
 use crate::doctor::exit_code;
 use crate::topology::select::FileSystem;
+use crate::topology::stack::SuperBlock;
 
 use super::*;
 
@@ -39,6 +40,7 @@ fn file_system(at: &str, kind: &str) -> FileSystem {
         disks: BTreeSet::from(["vdb".to_owned()]),
         read_only: false,
         rank: 0,
+        super_block: SuperBlock::Btrfs("any".to_owned()),
     }
 }
 

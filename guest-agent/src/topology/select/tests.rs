@@ -62,3 +62,24 @@ fn a_file_system_in_a_file_of_another_comes_before_it() {
     assert_eq!(points, ["/innermost", "/inner", "/data"]);
     assert_eq!(selection.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>(), ["vdb"]);
 }
+
+/// A disk was cut while a file system on it was written to, and the record said that all were frozen.
+#[test]
+fn what_has_come_to_a_disk_since_the_plan_is_noticed() {
+    const DATA_READ_ONLY: &str = "30 20 254:16 / /data rw - ext4 /dev/vdb ro\n";
+    const DATA_ELSEWHERE: &str = "50 20 254:16 /d /x rw - ext4 /dev/vdb rw\n";
+    let table: [(&[&str], &[&str], Option<&str>); 6] = [
+        (&[ROOT, DATA], &[ROOT, DATA], None),
+        (&[ROOT, DATA], &[ROOT, DATA, IN_DATA], Some("/inner")),
+        (&[ROOT, DATA_READ_ONLY], &[ROOT, DATA], Some("/data")),
+        (&[ROOT, DATA], &[ROOT, DATA_READ_ONLY], None),
+        // The same file system once more, and another disk's.
+        (&[ROOT, DATA], &[ROOT, DATA, DATA_ELSEWHERE], None),
+        (&[ROOT, DATA], &[ROOT, DATA, LOG], None),
+    ];
+    for (plan, now, expected) in table {
+        let planned = select(&capture(plan), &Wish::Paths(vec!["/data".into()])).unwrap();
+        let found = joined(&capture(now), &BTreeSet::from(["vdb"]), &planned.file_systems);
+        assert_eq!(found, expected.map(PathBuf::from), "{now:?}");
+    }
+}
