@@ -1,16 +1,17 @@
 //! The driver over the storage in memory. It keeps the contract that `tests/contract` asks of every
 //! driver, and fails where chance wants it: before a call did anything, after it did all, or with the
-//! service dying in it.
+//! service dying in it. A snapshot under way is in `under`.
 
 use std::panic::resume_unwind;
 
 use host_proxy::drivers::{
-    Continue, CutSet, Deleted, Driver, DriverError, Found, Kind, Owner, Plan, Progress, Ready, Recovered,
-    Volume, VolumeFacts, VolumeSnapshot,
+    Deleted, Driver, DriverError, Found, Kind, Owner, Plan, Ready, Recovered, Volume, VolumeFacts,
+    VolumeSnapshot,
 };
 
 use crate::stage::{Died, Stage};
 use crate::storage::{Far, Kept, Storage};
+use crate::under::Under;
 
 pub(crate) const DISK_BYTES: u64 = 1 << 20;
 pub(crate) const HEAD: [u8; 512] = [7; 512];
@@ -21,18 +22,10 @@ pub(crate) struct Simulated {
     pub(crate) store: &'static str,
 }
 
-/// One snapshot under way.
-struct Under {
-    driver: Simulated,
-    owner: Owner,
-    volumes: Vec<Volume>,
-    names: Vec<VolumeSnapshot>,
-}
-
 impl Simulated {
     /// Does `work` on the storage, with what chance makes of it. `clean_up` is what a driver does
     /// when it fails: nothing is left behind.
-    fn call<T>(
+    pub(crate) fn call<T>(
         &self,
         what: &str,
         work: impl FnOnce(&mut Storage) -> Result<T, DriverError>,
@@ -78,7 +71,7 @@ impl Simulated {
         done
     }
 
-    fn kept<T>(
+    pub(crate) fn kept<T>(
         &self,
         storage: &mut Storage,
         act: impl FnOnce(&mut std::collections::BTreeMap<Owner, Kept>) -> T,
@@ -86,7 +79,7 @@ impl Simulated {
         act(storage.stores.entry(self.store).or_default())
     }
 
-    fn forget(&self, storage: &mut Storage, owner: Owner) {
+    pub(crate) fn forget(&self, storage: &mut Storage, owner: Owner) {
         self.kept(storage, |kept| kept.remove(&owner));
     }
 
@@ -185,102 +178,5 @@ impl Driver for Simulated {
                 });
             },
         )
-    }
-}
-
-impl Under {
-    fn abandon(self) -> Result<(), DriverError> {
-        let owner = self.owner;
-        let what = format!("abandon {}", owner.snapshot);
-        self.driver.call(
-            &what,
-            |storage| {
-                self.driver.forget(storage, owner);
-                Ok(())
-            },
-            |_| (),
-        )
-    }
-}
-
-impl Ready for Under {
-    fn volumes(&self) -> &[VolumeSnapshot] {
-        &self.names
-    }
-
-    fn cut(self: Box<Self>, deadline: std::time::Instant) -> Result<Box<dyn CutSet>, DriverError> {
-        let owner = self.owner;
-        self.driver.call(
-            &format!("cut {}", owner.snapshot),
-            |storage| {
-                if tokio::time::Instant::now().into_std() > deadline {
-                    self.driver.forget(storage, owner);
-                    return Err(DriverError::new(Kind::DeadlinePassed, "cut"));
-                }
-                let cut = |volume: &Volume| {
-                    let content = storage.volumes.get(&volume.source.to_string()).copied();
-                    (volume.serial.clone(), content.unwrap_or(0))
-                };
-                let contents = self.volumes.iter().map(cut).collect();
-                self.driver.kept(storage, |kept| match kept.get_mut(&owner) {
-                    Some(kept) => {
-                        (kept.far, kept.contents) = (Far::Cut(false), contents);
-                        Ok(())
-                    }
-                    None => Err(DriverError::new(Kind::NotFound, "cut")),
-                })
-            },
-            |storage| self.driver.forget(storage, owner),
-        )?;
-        Ok(self)
-    }
-
-    fn abandon(self: Box<Self>) -> Result<(), DriverError> {
-        Under::abandon(*self)
-    }
-}
-
-impl CutSet for Under {
-    fn volumes(&self) -> &[VolumeSnapshot] {
-        &self.names
-    }
-
-    fn settle(&mut self, progress: &mut dyn FnMut(Progress) -> Continue) -> Result<(), DriverError> {
-        progress(Progress { done_bytes: 1, total_bytes: 2 });
-        let owner = self.owner;
-        self.driver.call(
-            &format!("settle {}", owner.snapshot),
-            |storage| {
-                self.driver.kept(storage, |kept| match kept.get_mut(&owner) {
-                    Some(Kept { far: far @ Far::Cut(_), .. }) => {
-                        *far = Far::Cut(true);
-                        Ok(())
-                    }
-                    _ => Err(DriverError::new(Kind::NotFound, "settle")),
-                })
-            },
-            |_| (),
-        )
-    }
-
-    fn seal(self: Box<Self>, manifest: &[u8]) -> Result<(), DriverError> {
-        let owner = self.owner;
-        self.driver.call(
-            &format!("seal {}", owner.snapshot),
-            |storage| {
-                self.driver.kept(storage, |kept| match kept.get_mut(&owner) {
-                    Some(kept) if kept.far == Far::Cut(true) => {
-                        (kept.far, kept.manifest) = (Far::Sealed, manifest.to_vec());
-                        Ok(())
-                    }
-                    _ => Err(DriverError::new(Kind::NotFound, "seal")),
-                })
-            },
-            |_| (),
-        )
-    }
-
-    fn abandon(self: Box<Self>) -> Result<(), DriverError> {
-        Under::abandon(*self)
     }
 }

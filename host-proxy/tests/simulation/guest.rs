@@ -1,29 +1,26 @@
 //! A virtual machine: its applications write, its users ask for snapshots, look at them and delete
-//! them, several at once, and try what is not theirs.
+//! them, several at once, and try what is not theirs. How a snapshot is taken is in `create`.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use host_proxy::config::Vm;
-use host_proxy::drivers::Owner;
-use protocol::message::{Conclude, Cut, List, Prepare, Prepared, Reply, Request};
-use protocol::record::Timing;
-use protocol::text::Labels;
-use protocol::{BootId, BoundedVec, Consistency, ErrorCode, RequestId, SnapshotId};
+use protocol::message::{List, Reply, Request};
+use protocol::{BootId, ErrorCode, SnapshotId};
 
 use crate::host::Host;
 use crate::storage::Contents;
-use crate::talk::{Lost, Talk, evidence};
-use crate::witness::{Wish, disk_request};
+use crate::talk::{Lost, Talk};
+use crate::witness::Wish;
 
 /// What all users of one machine share.
 pub(crate) struct Machine {
     pub(crate) vm: Vm,
-    host: Host,
+    pub(crate) host: Host,
     boot: Mutex<BootId>,
     /// One freeze at a time, as the agent's lock has it.
-    freezing: tokio::sync::Mutex<()>,
-    frozen: Mutex<bool>,
+    pub(crate) freezing: tokio::sync::Mutex<()>,
+    pub(crate) frozen: Mutex<bool>,
 }
 
 impl Machine {
@@ -65,7 +62,7 @@ impl Machine {
         }
     }
 
-    async fn talk(&self, who: &str) -> Result<Talk, Lost> {
+    pub(crate) async fn talk(&self, who: &str) -> Result<Talk, Lost> {
         let boot = *self.boot.lock().expect("no panic");
         Talk::begin(&self.host, self.vm.uuid, who, boot).await
     }
@@ -77,7 +74,7 @@ impl Machine {
         *self.boot.lock().expect("no panic") = boot;
     }
 
-    fn write(&self) {
+    pub(crate) fn write(&self) {
         if *self.frozen.lock().expect("no panic") {
             return;
         }
@@ -87,7 +84,7 @@ impl Machine {
         }
     }
 
-    fn contents(&self, wish: &Wish) -> Contents {
+    pub(crate) fn contents(&self, wish: &Wish) -> Contents {
         let state = self.host.stage.lock();
         let disks = self.vm.disks.iter().filter(|disk| wish.disks.contains(&disk.serial));
         let content = |path: String| state.storage.volumes.get(&path).copied().unwrap_or(0);
@@ -95,153 +92,15 @@ impl Machine {
     }
 
     /// A wish of its own that it had before, or somebody else's.
-    fn known(&self, own: bool) -> Option<SnapshotId> {
+    pub(crate) fn known(&self, own: bool) -> Option<SnapshotId> {
         let mut state = self.host.stage.lock();
         let ids: Vec<_> = state.witness.wishes.values().map(|wish| wish.owner).collect();
         let ids: Vec<_> = ids.into_iter().filter(|owner| (owner.vm == self.vm.uuid) == own).collect();
         (!ids.is_empty()).then(|| state.chance.pick(&ids).snapshot)
     }
 
-    fn new_wish(&self) -> SnapshotId {
-        let mut state = self.host.stage.lock();
-        let request = RequestId::from_uuid(state.chance.uuid());
-        let owner = Owner { vm: self.vm.uuid, snapshot: SnapshotId::derive(self.vm.uuid, request) };
-        let all: Vec<_> = self.vm.disks.iter().map(|disk| disk.serial.clone()).collect();
-        let disks = if state.chance.permille(600) { all } else { all[..1].to_vec() };
-        let minimum = state.chance.pick(&[Consistency::Crash, Consistency::Filesystem]);
-        let keep_for_s =
-            if state.chance.permille(150) { Some(state.chance.pick(&[1, 60, 3000])) } else { None };
-        let note = format!("wish {}", state.witness.wishes.len());
-        let mut wish = Wish::new(owner, request, disks, minimum, note, keep_for_s);
-        drop(state);
-        wish.before = self.contents(&wish);
-        self.host.stage.lock().witness.wishes.insert(owner.snapshot, wish);
-        owner.snapshot
-    }
-
-    /// The way of a snapshot, as the agent goes it. A user who did not learn what became of it asks again.
-    async fn create(&self, who: &str) -> Result<(), Lost> {
-        let again = self.host.stage.chance(|chance| chance.permille(300));
-        let id = self.known(true).filter(|_| again).unwrap_or_else(|| self.new_wish());
-        let result = self.create_once(who, id).await;
-        match result {
-            Err(Lost) if self.host.stage.chance(|chance| chance.permille(600)) => {
-                self.create_once(who, id).await
-            }
-            other => other,
-        }
-    }
-
-    async fn create_once(&self, who: &str, id: SnapshotId) -> Result<(), Lost> {
-        self.with_wish(id, |wish| wish.attempts += 1);
-        let result = self.attempt(who, id).await;
-        self.with_wish(id, |wish| wish.attempts -= 1);
-        result
-    }
-
     pub(crate) fn with_wish<T>(&self, id: SnapshotId, act: impl FnOnce(&mut Wish) -> T) -> T {
         act(self.host.stage.lock().witness.wishes.get_mut(&id).expect("it was wished for"))
-    }
-
-    async fn attempt(&self, who: &str, id: SnapshotId) -> Result<(), Lost> {
-        let mut talk = self.talk(who).await?;
-        let other_note = self.host.stage.chance(|chance| chance.permille(30));
-        let mut prepare = self.with_wish(id, |wish| prepare(wish));
-        if other_note {
-            prepare.note = "another wish".parse().expect("a note");
-        }
-        let stood = self.stands(id);
-        let prepared = match talk.ask(&Request::Prepare(prepare)).await? {
-            Reply::Prepared(prepared) if stood && self.stands(id) => {
-                self.host
-                    .stage
-                    .broken(format!("{id} was acknowledged, and the same request begins a second one"));
-                prepared
-            }
-            Reply::Prepared(prepared) if other_note => {
-                // The first one of this request is gone; this is another wish, which is not gone on with.
-                talk.ask(&Request::Abort(prepared.ticket)).await?;
-                return Ok(());
-            }
-            Reply::Prepared(prepared) => prepared,
-            Reply::Existing(record) if other_note => {
-                self.host.stage.broken(format!("{id}: another wish got the record of the first: {record:?}"));
-                return Ok(());
-            }
-            Reply::Existing(record) => {
-                self.told(&record);
-                self.promised(&record);
-                return Ok(());
-            }
-            Reply::Error(_) => return Ok(()),
-            other => {
-                self.nonsense(&other);
-                return Ok(());
-            }
-        };
-        self.go_on(&mut talk, id, prepared).await
-    }
-
-    async fn go_on(&self, talk: &mut Talk, id: SnapshotId, prepared: Prepared) -> Result<(), Lost> {
-        match self.host.stage.chance(|chance| chance.below(20)) {
-            0 => {
-                return self
-                    .expect(talk, &Request::Abort(prepared.ticket), |reply| matches!(reply, Reply::Aborted))
-                    .await;
-            }
-            // Hooks that take too long: the lease ends.
-            1 => tokio::time::sleep(Duration::from_secs(30)).await,
-            _ => {}
-        }
-        let within = Duration::from_millis(self.host.stage.chance(|chance| chance.pick(&[3, 2000, 10_000])));
-        let cut = Cut { ticket: prepared.ticket, within_us: within.as_micros().try_into().expect("short") };
-        self.with_wish(id, |wish| wish.cut_asked = true);
-        let lock = self.freezing.lock().await;
-        *self.frozen.lock().expect("no panic") = true;
-        let contents = self.with_wish_contents(id);
-        let request = Request::Cut(cut);
-        let (held, reply) = {
-            let asked = talk.ask(&request);
-            tokio::pin!(asked);
-            let answered = tokio::time::timeout(within, &mut asked).await;
-            *self.frozen.lock().expect("no panic") = false;
-            drop(lock);
-            self.write();
-            match answered {
-                Ok(reply) => (true, reply?),
-                Err(_) => (false, asked.await?),
-            }
-        };
-        match reply {
-            Reply::CutDone(_) => {}
-            Reply::Error(_) => return Ok(()),
-            other => {
-                self.nonsense(&other);
-                return Ok(());
-            }
-        }
-        if held {
-            self.with_wish(id, |wish| wish.frozen.push(contents));
-        }
-        let wait = self.host.stage.chance(|chance| chance.permille(800));
-        let conclude =
-            Conclude { ticket: prepared.ticket, evidence: evidence(held), timing: Timing::default(), wait };
-        match talk.ask(&Request::Conclude(conclude)).await? {
-            Reply::Snapshot(record) => {
-                self.told(&record);
-                self.promised(&record);
-            }
-            Reply::Error(_) => {}
-            other => self.nonsense(&other),
-        }
-        Ok(())
-    }
-
-    fn with_wish_contents(&self, id: SnapshotId) -> Contents {
-        let wish = self.with_wish(id, |wish| {
-            Wish::new(wish.owner, wish.request, wish.disks.clone(), wish.minimum, String::new(), None)
-        });
-        self.contents(&wish)
     }
 
     async fn delete(&self, who: &str) -> Result<(), Lost> {
@@ -323,7 +182,7 @@ impl Machine {
         Ok(())
     }
 
-    async fn expect(
+    pub(crate) async fn expect(
         &self,
         talk: &mut Talk,
         request: &Request,
@@ -337,7 +196,7 @@ impl Machine {
         Ok(())
     }
 
-    fn nonsense(&self, reply: &Reply) {
+    pub(crate) fn nonsense(&self, reply: &Reply) {
         self.host.stage.broken(format!("{} got the wrong answer: {reply:?}", self.vm.name));
     }
 
@@ -350,11 +209,11 @@ impl Machine {
         standing.map(|wish| wish.owner.snapshot).collect()
     }
 
-    fn stands(&self, id: SnapshotId) -> bool {
+    pub(crate) fn stands(&self, id: SnapshotId) -> bool {
         self.standing().contains(&id)
     }
 
-    fn told(&self, record: &protocol::SnapshotRecord) {
+    pub(crate) fn told(&self, record: &protocol::SnapshotRecord) {
         let told = {
             let mut state = self.host.stage.lock();
             let state = &mut *state;
@@ -363,7 +222,7 @@ impl Machine {
         self.check(told);
     }
 
-    fn promised(&self, record: &protocol::SnapshotRecord) {
+    pub(crate) fn promised(&self, record: &protocol::SnapshotRecord) {
         let told = {
             let mut state = self.host.stage.lock();
             let state = &mut *state;
@@ -376,20 +235,5 @@ impl Machine {
         if let Err(what) = result {
             self.host.stage.broken(what);
         }
-    }
-}
-
-fn prepare(wish: &Wish) -> Prepare {
-    let disks: Vec<_> = wish.disks.iter().map(disk_request).collect();
-    Prepare {
-        request: wish.request,
-        disks: disks.try_into().expect("few disks"),
-        mounts: BoundedVec::empty(),
-        labels: Labels::default(),
-        note: wish.note.parse().expect("a note"),
-        minimum: wish.minimum,
-        keep_for_s: wish.keep_for_s,
-        lease_ms: 20_000,
-        dry_run: false,
     }
 }

@@ -13,6 +13,7 @@
 
 mod admin;
 mod chance;
+mod create;
 mod driver;
 mod guest;
 mod host;
@@ -20,6 +21,7 @@ mod play;
 mod stage;
 mod storage;
 mod talk;
+mod under;
 mod witness;
 
 use std::sync::Arc;
