@@ -1,16 +1,33 @@
 //! A catalog that is damaged, and a state folder that another service has.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use protocol::Consistency;
+use protocol::message::{Prepare, Reply, Request};
+use serde_json::Value;
 
 use super::stage::{Stage, request};
 
 #[test]
 fn a_damaged_catalog_is_said_kept_and_rebuilt_on_command_with_all_that_was_in_it() {
     let mut stage = Stage::set();
-    let snapshot = stage.take(&request(Consistency::Filesystem)).unwrap();
-    let before = stage.admin(&["show", "latest", "--json"]).json();
+    // All that a record can say: labels, a note, an end, evidence, and one that claims no more than a crash.
+    let labels = BTreeMap::from([("why".parse().unwrap(), "upgrade".parse().unwrap())]);
+    let wanted = Prepare {
+        labels: labels.try_into().unwrap(),
+        note: "before the upgrade".parse().unwrap(),
+        keep_for_s: Some(86_400),
+        ..request(Consistency::Filesystem)
+    };
+    let snapshot = stage.take(&wanted).unwrap();
+    stage.take(&request(Consistency::Crash)).unwrap();
+    let shown = |stage: &Stage| -> Vec<Value> {
+        stage.listed().iter().map(|id| stage.admin(&["show", id, "--json"]).json()).collect()
+    };
+    let before = shown(&stage);
+    assert!(before.len() == 2 && before[1]["labels"]["why"] == "upgrade", "{before:?}");
+    assert!(before[1]["expires_at"].is_string(), "{before:?}");
     stage.kill();
 
     // Both halves of what a crash of the disk may leave: the log with it.
@@ -23,12 +40,17 @@ fn a_damaged_catalog_is_said_kept_and_rebuilt_on_command_with_all_that_was_in_it
     assert!(fs::read(stage.catalog()).unwrap() == garbled, "it was overwritten");
 
     let rebuilt = stage.offline(&["rebuild-catalog", "--json"]);
-    assert_eq!(rebuilt.json()["adopted"][0], snapshot.id.to_string(), "{}", rebuilt.err);
+    assert_eq!(rebuilt.json()["adopted"].as_array().unwrap().len(), 2, "{}", rebuilt.err);
     let (_, aside) = rebuilt.err.trim().split_once("the old catalog is now ").expect("it says where it is");
     assert!(fs::read(aside).unwrap() == garbled, "it was overwritten");
 
     stage.start();
-    assert_eq!(stage.admin(&["show", "latest", "--json"]).json(), before);
+    assert_eq!(shown(&stage), before);
+    // The same request is still the same snapshot, with the evidence that is not shown.
+    let Reply::Existing(again) = stage.greeted().ask(&Request::Prepare(wanted)) else {
+        panic!("a second one")
+    };
+    assert!(again.evidence.is_some() && again == snapshot, "{again:?}\n{snapshot:?}");
     stage.take(&request(Consistency::Filesystem)).unwrap();
 }
 
