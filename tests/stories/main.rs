@@ -6,6 +6,7 @@ mod disasters;
 mod faults;
 mod from_the_host;
 mod layouts;
+mod lvm;
 mod policy;
 mod real_vsock;
 mod shapes;
