@@ -2,13 +2,16 @@
 
 mod agent;
 mod boot;
+mod databases;
 mod disasters;
 mod faults;
 mod from_the_host;
+mod hooks;
 mod layouts;
 mod lvm;
 mod policy;
 mod real_vsock;
+mod servers;
 mod shapes;
 mod snapshot;
 mod stage;

@@ -36,15 +36,26 @@ impl Stage {
 
     /// As `by`, with more of the machine and more lines of its `[[vm]]`.
     pub(crate) fn planned(plan: Plan, driver: &'static str, serials: &[&str], more: &str) -> Self {
+        Self::sized(plan, driver, serials, more, DISK_MIB)
+    }
+
+    /// As `planned`, with disks of this size.
+    pub(crate) fn sized(
+        plan: Plan,
+        driver: &'static str,
+        serials: &[&str],
+        more: &str,
+        disk_mib: u64,
+    ) -> Self {
         let kind = match driver {
             "reflink" => Kind::Xfs,
             "btrfs" => Kind::Btrfs,
             _ => Kind::Ext4,
         };
-        let store = LoopFs::new(kind, 1024);
+        let store = LoopFs::new(kind, 1024.max(4 * disk_mib));
         let images: Vec<_> = serials
             .iter()
-            .map(|serial| blank_image(&store.path(), &format!("{serial}.img"), DISK_MIB))
+            .map(|serial| blank_image(&store.path(), &format!("{serial}.img"), disk_mib))
             .collect();
         let plan = images.iter().zip(serials).fold(plan, |plan, (image, serial)| plan.disk(image, serial));
         let vm = plan.boot();

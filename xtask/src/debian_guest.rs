@@ -15,6 +15,7 @@ const PACKAGES: &[&str] = &[
     "systemd-sysv",
     "udev",
     "procps",
+    "e2fsprogs",
     "xfsprogs",
     "btrfs-progs",
     "lvm2",
