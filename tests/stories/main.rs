@@ -15,3 +15,4 @@ mod servers;
 mod shapes;
 mod snapshot;
 mod stage;
+mod whole_machine;
