@@ -127,7 +127,11 @@ impl Drop for Filler {
 
 impl Drop for LoopFs {
     fn drop(&mut self) {
-        // It may be frozen by a test that failed: umount would block on it for ever.
+        // It may be frozen by a test that failed: umount would block on it for ever. What it lies on may be
+        // too, and then the thaw would.
+        if let Some(outer) = self.folder.path().parent().filter(|parent| parent.ends_with("mnt")) {
+            let _ = Command::new("fsfreeze").arg("-u").arg(outer).output();
+        }
         let _ = Command::new("fsfreeze").arg("-u").arg(self.path()).output();
         let unmounted = Command::new("umount").arg(self.path()).status();
         if !unmounted.is_ok_and(|status| status.success()) {

@@ -179,7 +179,6 @@ impl Keeper {
     /// Any worker.
     fn help(&self) {
         self.together.meet();
-        self.together.flush(&self.shared, &self.mounts);
         self.together.freeze(&self.shared, &self.mounts);
     }
 

@@ -158,14 +158,6 @@ impl Shared {
         self.page().phase.compare_exchange(from, to, SeqCst, SeqCst).is_ok()
     }
 
-    /// Writes back, unless the freeze has ended. What can't be written would not be in the snapshot,
-    /// and FIFREEZE would not say so.
-    pub(super) fn flush(&self, files: &[File], index: usize) {
-        if self.is_freezing() && !self.slots()[index].flush(&files[index]) {
-            self.end(End::Failed);
-        }
-    }
-
     /// The keeper's work: FIFREEZE of one, unless the freeze has ended.
     ///
     /// Whoever ends the freeze changes the phase and then looks at the slots; here the slot is
@@ -175,7 +167,11 @@ impl Shared {
         if !self.is_freezing() {
             return;
         }
-        if !self.slots()[index].freeze(&files[index]) {
+        // What was written since the flush, while the keeper started, and whoever wanted the processor had
+        // it, is written back before applications wait; and what can't be written is told.
+        let (slot, file) = (&self.slots()[index], &files[index]);
+        let flushed = slot.flush(file);
+        if !flushed || (self.is_freezing() && !slot.freeze(file)) {
             self.end(End::Failed);
         }
         if !self.is_freezing() {

@@ -1,6 +1,7 @@
 //! One file system's slot in the shared page: its state, who thaws it, and what the calls came to.
 //!
 //! ```text
+//! idle ─► in syncfs ─► idle
 //! idle ─► in FIFREEZE ─► frozen ─► claimed (by flow or keeper) ─► thawed
 //!                   └──► not frozen
 //! ```
@@ -28,6 +29,7 @@ const CLAIMED_BY_FLOW: u32 = 3;
 const CLAIMED_BY_KEEPER: u32 = 4;
 const IS_THAWED: u32 = 5;
 const NOT_FROZEN: u32 = 6;
+const IN_SYNCFS: u32 = 7;
 
 impl Side {
     const fn claim(self) -> u32 {
@@ -60,16 +62,18 @@ pub(super) struct RawCall {
 }
 
 impl Slot {
-    /// `syncfs`; its failure is told as that of FIFREEZE. Whether it may be frozen.
+    /// `syncfs`, right before FIFREEZE. Its failure is told as that of FIFREEZE, which would not tell it.
+    /// Whether it may be frozen.
     pub(super) fn flush(&self, file: &File) -> bool {
         let at = now_ns();
+        self.state.store(IN_SYNCFS, SeqCst);
         let result = rustix::fs::syncfs(file);
         if result.is_err() {
             self.freeze_at_ns.store(at, SeqCst);
             self.freeze_took_ns.store(now_ns().saturating_sub(at), SeqCst);
             self.freeze_errno.store(errno_of(result), SeqCst);
-            self.state.store(NOT_FROZEN, SeqCst);
         }
+        self.state.store(if result.is_ok() { IDLE } else { NOT_FROZEN }, SeqCst);
         result.is_ok()
     }
 
@@ -125,15 +129,15 @@ impl Slot {
         self.state.compare_exchange(from, to, SeqCst, SeqCst).is_ok()
     }
 
-    /// Whether FIFREEZE has been called and not come back.
+    /// Whether FIFREEZE, or the write-back before it, has been called and not come back.
     pub(super) fn is_in_fifreeze(&self) -> bool {
-        self.state.load(SeqCst) == IN_FIFREEZE
+        matches!(self.state.load(SeqCst), IN_FIFREEZE | IN_SYNCFS)
     }
 
     /// FIFREEZE, if it was called and came back.
     pub(super) fn freeze_call(&self) -> Option<RawCall> {
         let state = self.state.load(SeqCst);
-        (state != IDLE && state != IN_FIFREEZE).then(|| RawCall {
+        (!matches!(state, IDLE | IN_SYNCFS | IN_FIFREEZE)).then(|| RawCall {
             at_ns: self.freeze_at_ns.load(SeqCst),
             took_ns: self.freeze_took_ns.load(SeqCst),
             errno: self.freeze_errno.load(SeqCst),

@@ -16,7 +16,6 @@ const MOST_WORKERS: usize = 8;
 
 /// Who freezes what, and when.
 pub(super) struct Together {
-    next_flush: AtomicUsize,
     ranks: Vec<Rank>,
     workers: usize,
     barrier: Barrier,
@@ -39,7 +38,7 @@ impl Together {
             }
         }
         let workers = groups.iter().map(|group| group.range.len()).max().unwrap_or(1).min(MOST_WORKERS);
-        Self { next_flush: AtomicUsize::new(0), ranks: groups, workers, barrier: Barrier::new(workers) }
+        Self { ranks: groups, workers, barrier: Barrier::new(workers) }
     }
 
     /// How many threads have to call [`Self::freeze`].
@@ -50,20 +49,6 @@ impl Together {
     /// Waits for the other workers.
     pub(super) fn meet(&self) {
         self.barrier.wait();
-    }
-
-    /// A worker's part in writing back, right before the freeze, what was written since the flush: while
-    /// the keeper started, and whoever wanted the processor had it. FIFREEZE would do it while
-    /// applications wait.
-    pub(super) fn flush(&self, shared: &Shared, files: &[File]) {
-        loop {
-            let index = self.next_flush.fetch_add(1, SeqCst);
-            if index >= files.len() {
-                break;
-            }
-            shared.flush(files, index);
-        }
-        self.meet();
     }
 
     /// A worker's part. When the last one comes back, all that may be frozen is.
