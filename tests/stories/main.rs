@@ -14,5 +14,6 @@ mod real_vsock;
 mod servers;
 mod shapes;
 mod snapshot;
+mod stacking;
 mod stage;
 mod whole_machine;
