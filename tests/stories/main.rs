@@ -10,6 +10,7 @@ mod hooks;
 mod layouts;
 mod lvm;
 mod policy;
+mod power;
 mod real_vsock;
 mod servers;
 mod shapes;
