@@ -19,7 +19,7 @@ const DMSETUP_LIMIT: Duration = Duration::from_secs(5);
 /// A volume that is suspended twice, so far apart, with nobody at work on it, was left so.
 const STILL: Duration = Duration::from_millis(500);
 /// What the volume group's metadata must have left, in bytes, for the snapshot of one volume: its text
-/// has less than half of it.
+/// has some 550, more with a long serial.
 const METADATA_BYTES_EACH: u64 = 2048;
 
 /// For every command of ours. Without udev's answer (`udev_sync`) nothing waits for a daemon that
