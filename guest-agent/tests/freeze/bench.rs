@@ -90,6 +90,23 @@ pub(crate) fn fsfreeze(option: &str, path: &Path) -> bool {
     Command::new("fsfreeze").arg(option).arg(path).output().unwrap().status.success()
 }
 
+/// Somebody else's freeze, over when dropped. Left behind by a test that fails, it would hold up all that is in
+/// a file on it, and then whoever needs memory: the whole machine.
+pub(crate) struct TheirFreeze(PathBuf);
+
+impl TheirFreeze {
+    pub(crate) fn of(path: PathBuf) -> Self {
+        assert!(fsfreeze("-f", &path));
+        Self(path)
+    }
+}
+
+impl Drop for TheirFreeze {
+    fn drop(&mut self) {
+        fsfreeze("-u", &self.0);
+    }
+}
+
 pub(crate) fn signal(pid: u32, name: &str) {
     assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
 }

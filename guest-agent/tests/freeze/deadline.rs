@@ -7,7 +7,7 @@ use guest_agent::freeze::{FreezeLock, NotHeld, arm};
 use harness::loopfs::{Kind, LoopFs};
 use harness::wait::wait_until;
 
-use crate::bench::{Bench, LIMIT, all_is_restored, fsfreeze, is_frozen, plan, run_folder};
+use crate::bench::{Bench, LIMIT, TheirFreeze, all_is_restored, is_frozen, plan, run_folder};
 
 #[test]
 fn at_the_deadline_it_is_thawed_and_nobody_claims_that_it_was_held() {
@@ -45,7 +45,7 @@ fn a_freeze_that_blocks_in_the_kernel_blocks_neither_the_flow_nor_the_other_file
     fs::write(inner.path().join("dirty"), vec![1; 1 << 20]).unwrap();
     let bench = Bench::new();
     let armed = bench.arm(&[other.path(), inner.path()], Duration::from_secs(1));
-    assert!(fsfreeze("-f", &outer.path()));
+    let theirs = TheirFreeze::of(outer.path());
 
     let report = armed.freeze().err().expect("the deadline came first");
     assert_eq!(report.held, Err(NotHeld::DeadlineWhileFreezing(inner.path())));
@@ -55,7 +55,7 @@ fn a_freeze_that_blocks_in_the_kernel_blocks_neither_the_flow_nor_the_other_file
     drop(bench);
     assert!(FreezeLock::take(&run_folder(), Duration::ZERO).is_err(), "the keeper has the lock");
 
-    assert!(fsfreeze("-u", &outer.path()));
+    drop(theirs);
     all_is_restored();
     assert!(!is_frozen(&inner.path()), "the late one is thawed when it comes back");
 }
@@ -70,14 +70,14 @@ fn one_that_blocks_does_not_keep_its_equals_from_being_frozen() {
     let mut plan = plan(&[inner.path(), equals[0].path(), equals[1].path()], Duration::from_secs(2));
     plan.targets.iter_mut().for_each(|target| target.rank = 0);
     let armed = arm(plan, &lock).unwrap();
-    assert!(fsfreeze("-f", &outer.path()));
+    let theirs = TheirFreeze::of(outer.path());
 
     let report = armed.freeze().err().expect("the deadline came first");
     assert_eq!(report.held, Err(NotHeld::DeadlineWhileFreezing(inner.path())));
     for fs in &report.file_systems[1..] {
         assert_eq!((fs.freeze.unwrap().errno, fs.thaw.unwrap().errno), (0, 0), "{report:?}");
     }
-    assert!(fsfreeze("-u", &outer.path()));
+    drop(theirs);
     drop(lock);
     all_is_restored();
     assert!(!is_frozen(&inner.path()));

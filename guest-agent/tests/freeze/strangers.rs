@@ -8,7 +8,7 @@ use guest_agent::freeze::{Emergency, FreezeLock, NotHeld, arm, emergency_thaw};
 use harness::loopfs::{Kind, LoopFs};
 use harness::wait::wait_until;
 
-use crate::bench::{Bench, LONG, fsfreeze, is_frozen, plan, run_folder};
+use crate::bench::{Bench, LONG, TheirFreeze, fsfreeze, is_frozen, plan, run_folder};
 
 #[test]
 fn somebody_elses_freeze_is_reported_and_not_released() {
@@ -59,7 +59,8 @@ fn the_emergency_exit_does_not_wait_for_its_order() {
     let outer = LoopFs::new(Kind::Ext4, 256);
     let inner = LoopFs::within(&outer.path(), Kind::Ext4, 64);
     fs::write(inner.path().join("dirty"), vec![1; 1 << 20]).unwrap();
-    assert!(fsfreeze("-f", &inner.path()) && fsfreeze("-f", &outer.path()));
+    let _inner = TheirFreeze::of(inner.path());
+    let _outer = TheirFreeze::of(outer.path());
     let folder = tempfile::tempdir().unwrap();
     let paths: [PathBuf; 2] = [inner.path(), outer.path()];
     let report = emergency_thaw(folder.path(), &paths);
@@ -79,7 +80,7 @@ fn the_emergency_exit_stops_a_keeper_that_is_still_freezing() {
     // The inner one blocks, since the outer one is frozen; the other one would come next.
     let paths = [inner.path(), other.path()];
     let armed = arm(plan(&paths, Duration::from_secs(120)), &lock).unwrap();
-    assert!(fsfreeze("-f", &outer.path()));
+    let _outer = TheirFreeze::of(outer.path());
     let keeper = armed.keeper_pid();
     let held = move || armed.freeze().map_or_else(|report| report.held, |frozen| frozen.thaw().held);
     let freezing = std::thread::spawn(held);
