@@ -174,10 +174,12 @@ async fn answer(
         ControlRequest::Vms => ControlReply::Vms(vms(service).await?),
         ControlRequest::List { vm, filter } => {
             let scope = policy::read_as_admin(uuid_of(service, vm.as_ref())?);
+            service.freshen().await;
             ControlReply::Page(service.list(&scope, filter).await?)
         }
         ControlRequest::Show { vm, snapshot } => {
             let scope = policy::read_as_admin(uuid_of(service, vm.as_ref())?);
+            service.freshen().await;
             ControlReply::Snapshot(Box::new(service.get(&scope, snapshot).await?))
         }
         ControlRequest::Delete(id) => ControlReply::Deleted(delete(service, id).await?),
@@ -225,6 +227,7 @@ fn uuid_of(service: &Service, name: Option<&Name>) -> Result<Option<VmUuid>, Wir
 async fn delete(service: &Arc<Service>, id: SnapshotId) -> Result<DeleteOutcome, WireError> {
     let began = Instant::now();
     let reference = id.to_string().parse().expect("an identifier is a valid reference");
+    service.freshen().await;
     let record = service.get(&policy::read_as_admin(None), reference).await?;
     let outcome = match policy::delete_as_admin(&record, service.now()) {
         Ok(allowed) => service.delete(allowed).await,

@@ -20,6 +20,7 @@ mod folder;
 mod image;
 pub mod lvm_thin;
 pub mod qemu;
+pub mod rbd;
 pub mod reflink;
 
 use std::fmt;
@@ -60,6 +61,12 @@ pub trait Driver: Send + Sync {
     /// without anybody's doing.
     fn delete(&self, owner: Owner) -> Result<Deleted, DriverError>;
 
+    /// Whether other hosts' services use the same store: what they made is there too, and what is
+    /// missing was removed by one of them.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// Makes a snapshot readable on the host, for drivers that can.
     fn expose(&self) -> Option<&dyn Expose> {
         None
@@ -99,7 +106,7 @@ pub trait CutSet: Send + Sync {
 
 /// The ability to show a snapshot's contents on the host.
 pub trait Expose {
-    /// A path to read the snapshot of this volume from, as a raw image or block device; read-only.
+    /// Where to read the snapshot of this volume, read-only.
     fn expose(&self, owner: Owner, volume: &DiskSerial) -> Result<Exposed, DriverError>;
 }
 
@@ -247,11 +254,16 @@ pub enum Deleted {
 
 /// Where a snapshot's contents can be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exposed {
-    /// The image file or block device.
-    pub path: PathBuf,
-    /// Its layout.
-    pub format: Format,
+pub enum Exposed {
+    /// In an image file or block device of this host.
+    Path {
+        /// The file or device.
+        path: PathBuf,
+        /// Its layout.
+        format: Format,
+    },
+    /// Where this host has no path: what QEMU opens, as a `-blockdev` without its name; raw.
+    Node(serde_json::Value),
 }
 
 /// What went wrong on the storage.

@@ -10,6 +10,7 @@
 //! | `read` | disks, lists, single snapshots |
 //! | `delete` | removal on demand and when a snapshot's time is over |
 //! | `reconcile` | the catalog against the storage, at start and on command |
+//! | `shared` | stores that other hosts use too |
 //! | `blocking`, `errors`, `in_flight`, `manifest` | what those share |
 
 mod agentless;
@@ -23,6 +24,7 @@ mod operation;
 mod read;
 mod reconcile;
 mod settle;
+mod shared;
 
 use std::sync::{Arc, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -43,6 +45,7 @@ use crate::boots::Boots;
 use crate::catalog::{Catalog, CatalogError};
 use crate::world::World;
 use in_flight::InFlight;
+use shared::Freshness;
 
 /// How many snapshots may be between prepared and settled-in-the-foreground at once, over all
 /// guests. The others wait in `Prepare`, where nothing is frozen.
@@ -60,6 +63,7 @@ pub struct Service {
     admission: Arc<Semaphore>,
     /// Held while a new intent is decided on and committed.
     beginning: tokio::sync::Mutex<()>,
+    freshness: Freshness,
 }
 
 impl Service {
@@ -81,6 +85,7 @@ impl Service {
             in_flight: InFlight::default(),
             admission: Arc::new(Semaphore::new(ADMITTED)),
             beginning: tokio::sync::Mutex::new(()),
+            freshness: Freshness::default(),
         })
     }
 

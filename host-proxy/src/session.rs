@@ -298,11 +298,13 @@ impl Session {
 
     async fn list(&self, list: List) -> Answer {
         let scope = policy::read(Asker::Guest, &self.vm()?)?;
+        self.service.freshen().await;
         Ok(Reply::Snapshots(self.service.list(&scope, list).await?))
     }
 
     async fn get(&self, reference: SnapshotRef) -> Answer {
         let scope = policy::read(Asker::Guest, &self.vm()?)?;
+        self.service.freshen().await;
         Ok(Reply::Snapshot(Box::new(self.service.get(&scope, reference).await?)))
     }
 
@@ -320,6 +322,7 @@ impl Session {
         id: SnapshotId,
     ) -> Result<protocol::message::DeleteOutcome, WireError> {
         let scope = policy::read(Asker::Guest, vm)?;
+        self.service.freshen().await;
         let reference = id.to_string().parse().expect("an identifier is a valid reference");
         let record: SnapshotRecord = self.service.get(&scope, reference).await?;
         self.service.delete(policy::delete(vm, &record, self.service.now())?).await

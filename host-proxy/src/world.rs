@@ -10,6 +10,7 @@ use crate::config::{self, Backend, Config, Disk, Vm};
 use crate::drivers::btrfs::Btrfs;
 use crate::drivers::lvm_thin::LvmThin;
 use crate::drivers::qemu::Qemu;
+use crate::drivers::rbd::Rbd;
 use crate::drivers::reflink::Reflink;
 use crate::drivers::{Driver, DriverError, Volume};
 
@@ -104,5 +105,6 @@ fn driver_of(store: &config::Store) -> Result<Box<dyn Driver>, DriverError> {
         Backend::Btrfs(path) => Box::new(Btrfs::new(path.clone())?),
         Backend::Qemu(path) => Box::new(Qemu::new(path.clone())?),
         Backend::LvmThin(pool, watermarks) => Box::new(LvmThin::new(pool.clone(), *watermarks)?),
+        Backend::Rbd(place) => Box::new(Rbd::new(place.clone())?),
     })
 }

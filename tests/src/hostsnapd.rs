@@ -141,6 +141,20 @@ impl Hostsnapd {
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
+    /// Gives it another configuration, which it takes over while it runs.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn reload(&self, config: &str) {
+        let config = config.replace("@STATE@", &self.folder.path().to_string_lossy());
+        let said = self.printed().matches("configuration reloaded").count();
+        fs::write(self.config(), config).expect("a configuration");
+        self.signal(Signal::HUP);
+        wait_until("hostsnapd takes its new configuration", Duration::from_secs(60), || {
+            self.printed().matches("configuration reloaded").count() > said
+        });
+    }
+
     /// Its configuration's file.
     pub fn config(&self) -> PathBuf {
         self.folder.path().join("hostsnapd.toml")

@@ -3,6 +3,7 @@
 //! | module | idea |
 //! |---|---|
 //! | [`loopfs`] | a file system of its own, on a loop device, for one test |
+//! | [`ceph`] | a Ceph cluster on loopback, for one test |
 //! | [`wait`] | wait for a state with a limit, never for a time |
 //! | [`assets`] | kernel, programs, device: what `cargo xtask setup` made |
 //! | [`initramfs`] | the guests' root file system |
@@ -18,6 +19,7 @@
 //! | [`records`] | what the tests' application writes, and how it is verified |
 
 pub mod assets;
+pub mod ceph;
 pub mod guest;
 pub mod hostsnapd;
 pub mod initramfs;

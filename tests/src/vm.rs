@@ -42,10 +42,8 @@ pub enum Bus {
 /// A disk.
 #[derive(Debug, Clone)]
 pub struct Disk {
-    /// Its image.
-    pub path: PathBuf,
-    /// `raw` or `qcow2`.
-    pub format: &'static str,
+    /// What is behind it: QEMU's `-blockdev`, without the node's name.
+    pub blockdev: String,
     /// By which guest and host know it.
     pub serial: String,
     /// How it is attached.
@@ -119,9 +117,14 @@ impl Plan {
 
     /// With a disk.
     #[must_use]
-    pub fn disk(mut self, path: &Path, serial: &str) -> Self {
-        let disk =
-            Disk { path: path.to_owned(), format: "raw", serial: serial.to_owned(), bus: Bus::VirtioBlk };
+    pub fn disk(self, path: &Path, serial: &str) -> Self {
+        self.blockdev(&format!("driver=raw,file.driver=file,file.filename={}", path.display()), serial)
+    }
+
+    /// With a disk that QEMU opens so, as a `-blockdev` without the node's name.
+    #[must_use]
+    pub fn blockdev(mut self, blockdev: &str, serial: &str) -> Self {
+        let disk = Disk { blockdev: blockdev.to_owned(), serial: serial.to_owned(), bus: Bus::VirtioBlk };
         self.disks.push(disk);
         self
     }
@@ -253,11 +256,8 @@ impl Plan {
 }
 
 fn attach(command: &mut Command, index: usize, disk: &Disk) {
-    let Disk { path, format, serial, bus } = disk;
-    command.arg("-blockdev").arg(format!(
-        "driver={format},node-name=disk{index},file.driver=file,file.filename={}",
-        path.display()
-    ));
+    let Disk { blockdev, serial, bus } = disk;
+    command.arg("-blockdev").arg(format!("{blockdev},node-name=disk{index}"));
     match bus {
         Bus::VirtioBlk => command
             .arg("-device")

@@ -2,6 +2,7 @@
 
 mod agent;
 mod boot;
+mod ceph;
 mod databases;
 mod disasters;
 mod faults;

@@ -25,6 +25,12 @@ const PACKAGES: &[&str] = &[
     "python3",
     "mmdebstrap",
     "shellcheck",
+    "ceph-mon",
+    "ceph-mgr",
+    "ceph-osd",
+    "ceph-common",
+    "librbd1",
+    "qemu-block-extra",
 ];
 
 /// What does not come with its like from one suite: here QEMU's utilities may be newer than what

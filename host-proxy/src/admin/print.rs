@@ -95,6 +95,7 @@ pub(crate) fn report(report: &Report, output: Output) {
         ("finished", &report.resumed),
         ("cleaned up", &report.cleaned),
         ("lost by the storage", &report.lost),
+        ("removed by another host", &report.removed),
     ] {
         for id in ids {
             out(&format!("{id}  {what}\n"));

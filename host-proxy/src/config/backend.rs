@@ -1,12 +1,14 @@
 //! Reading one `[[store]]`: each driver has its own keys, and takes no other's.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
 use super::{Store, units};
 use crate::drivers::lvm_thin::{NotAPool, PoolName, Watermarks};
+use crate::drivers::rbd;
 
 /// A driver with what it needs to find its storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +21,8 @@ pub enum Backend {
     Btrfs(PathBuf),
     /// Thin snapshots in this pool, while it is not too full.
     LvmThin(PoolName, Watermarks),
+    /// Snapshots of the images in this pool of Ceph's.
+    Rbd(rbd::Place),
 }
 
 /// The words of `driver =`.
@@ -29,6 +33,7 @@ enum Word {
     Reflink,
     Btrfs,
     LvmThin,
+    Rbd,
 }
 
 #[derive(Deserialize)]
@@ -42,6 +47,11 @@ struct Raw {
     pool: Option<String>,
     data_watermark: Option<u8>,
     metadata_watermark: Option<u8>,
+    namespace: Option<String>,
+    conf: Option<PathBuf>,
+    user: Option<String>,
+    #[serde(default, deserialize_with = "units::optional_duration")]
+    timeout: Option<Duration>,
 }
 
 impl Raw {
@@ -59,6 +69,7 @@ impl Raw {
                     self.watermarks()?,
                 )
             }
+            Word::Rbd => Backend::Rbd(self.ceph()?),
         };
         Ok(backend)
     }
@@ -75,6 +86,19 @@ impl Raw {
         }
     }
 
+    fn ceph(&mut self) -> Result<rbd::Place, String> {
+        let pool = self.pool.take().ok_or_else(|| {
+            format!("the store {:?} needs the pool that holds the images: pool = \"…\"", self.name)
+        })?;
+        Ok(rbd::Place {
+            pool,
+            namespace: self.namespace.take(),
+            conf: self.conf.take().unwrap_or_else(|| "/etc/ceph/ceph.conf".into()),
+            user: self.user.take().unwrap_or_else(|| "hostsnap".to_owned()),
+            timeout: self.timeout.take().unwrap_or(Duration::from_secs(15)),
+        })
+    }
+
     /// The first key that is left: the driver has no use for it.
     fn left(&self) -> Option<&'static str> {
         let keys = [
@@ -82,6 +106,10 @@ impl Raw {
             ("pool", self.pool.is_some()),
             ("data_watermark", self.data_watermark.is_some()),
             ("metadata_watermark", self.metadata_watermark.is_some()),
+            ("namespace", self.namespace.is_some()),
+            ("conf", self.conf.is_some()),
+            ("user", self.user.is_some()),
+            ("timeout", self.timeout.is_some()),
         ];
         keys.into_iter().find_map(|(key, is_left)| is_left.then_some(key))
     }
@@ -116,6 +144,7 @@ impl Backend {
             Self::Reflink(_) => "reflink",
             Self::Btrfs(_) => "btrfs",
             Self::LvmThin(..) => "lvm-thin",
+            Self::Rbd(_) => "rbd",
         }
     }
 
@@ -124,6 +153,7 @@ impl Backend {
         match self {
             Self::Qemu(path) | Self::Reflink(path) | Self::Btrfs(path) => Some(path),
             Self::LvmThin(..) => None,
+            Self::Rbd(_) => None,
         }
     }
 
@@ -136,6 +166,7 @@ impl Backend {
     pub(super) const fn names_volumes(&self) -> bool {
         match self {
             Self::Qemu(_) | Self::Reflink(_) | Self::Btrfs(_) | Self::LvmThin(..) => false,
+            Self::Rbd(_) => true,
         }
     }
 
@@ -144,6 +175,7 @@ impl Backend {
         match self {
             Self::Qemu(path) | Self::Reflink(path) | Self::Btrfs(path) => path.display().to_string(),
             Self::LvmThin(pool, _) => pool.to_string(),
+            Self::Rbd(place) => place.to_string(),
         }
     }
 }

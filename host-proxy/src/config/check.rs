@@ -7,7 +7,8 @@ use std::path::{Component, Path};
 use std::time::Duration;
 
 use super::place::{DiskPlaces, Places, StorePlaces, VmPlaces, start};
-use super::{Config, Disk, PeerId, Source, Vm};
+use super::{Backend, Config, Disk, PeerId, Source, Vm};
+use crate::drivers::rbd;
 
 /// How many disks one virtual machine may have; as many as a message can name.
 const MAX_DISKS: usize = 64;
@@ -15,6 +16,8 @@ const MAX_DISKS: usize = 64;
 const MAX_SOCKET_PATH: usize = 107;
 /// The longest lease that makes sense. A guest's frozen file systems are thawed long before.
 const MAX_LEASE: Duration = Duration::from_secs(3600);
+/// The longest that one answer of a storage may be waited for.
+const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One mistake and where in the text it stands.
 pub(super) struct Mistake {
@@ -132,9 +135,24 @@ fn stores(config: &Config, places: &Places, found: &mut Found<'_>) {
         if let Some(path) = store.backend.folder() {
             found.path(start(&place.path), path, "the store's path");
         }
+        if let Backend::Rbd(ceph) = &store.backend {
+            pool(ceph, place, found);
+        }
         if store.name.is_empty() {
             found.say(start(&place.name), "the store's name is empty".to_owned());
         }
+    }
+}
+
+fn pool(ceph: &rbd::Place, place: &StorePlaces, found: &mut Found<'_>) {
+    found.path(start(&place.conf), &ceph.conf, "the path of Ceph's configuration");
+    if ceph.pool.is_empty() || ceph.pool.contains(['/', '@']) {
+        let what = format!("{:?} is no name of a pool; a namespace has a key of its own", ceph.pool);
+        found.say(start(&place.pool), what);
+    }
+    // It must end before whoever asked has given up.
+    if ceph.timeout > MAX_TIMEOUT {
+        found.say(start(&place.timeout), format!("timeout must be at most {}s", MAX_TIMEOUT.as_secs()));
     }
 }
 
@@ -161,7 +179,8 @@ fn vms(config: &Config, places: &Places, found: &mut Found<'_>) {
 }
 
 fn store_at(place: &StorePlaces) -> usize {
-    if place.path.is_some() { start(&place.path) } else { start(&place.driver) }
+    let named = [&place.path, &place.pool].into_iter().find(|key| key.is_some());
+    start(named.unwrap_or(&place.driver))
 }
 
 /// A path means the same everywhere; a volume's name only in its store.

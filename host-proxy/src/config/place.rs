@@ -31,6 +31,9 @@ pub(super) struct StorePlaces {
     pub(super) name: Key,
     pub(super) driver: Key,
     pub(super) path: Key,
+    pub(super) pool: Key,
+    pub(super) conf: Key,
+    pub(super) timeout: Key,
 }
 
 #[derive(Default, Deserialize)]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Config;
+use super::{Backend, Config};
 
 const GOOD: &str = r#"
 [[store]]
@@ -65,6 +65,46 @@ fn mistakes_name_file_line_and_what_is_allowed() {
         assert!(told.contains(words), "{from} → {to}: {told}");
         assert!(told.contains(&format!("hostsnapd.toml:{line}:")), "{from} → {to}: {told}");
     }
+}
+
+const CEPH: &str = r#"
+[[store]]
+name = "ceph"
+driver = "rbd"
+pool = "vms"
+
+[[vm]]
+name = "db1"
+uuid = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01"
+cid = 42
+[[vm.disk]]
+serial = "data"
+store = "ceph"
+volume = "db1-data"
+format = "raw"
+"#;
+
+#[test]
+fn a_pool_of_cephs_needs_its_name_and_its_disks_are_named_as_images() {
+    let Backend::Rbd(place) = &Config::parse(CEPH, Path::new("x")).unwrap().stores[0].backend else {
+        panic!("another driver")
+    };
+    assert_eq!((place.conf.to_str(), place.user.as_str()), (Some("/etc/ceph/ceph.conf"), "hostsnap"));
+    assert_eq!(place.to_string(), "the pool vms of /etc/ceph/ceph.conf");
+    for (from, to, line, words) in [
+        ("pool = \"vms\"", "", 2, "pool = \"…\""),
+        ("pool = \"vms\"", "pool = \"vms/db\"", 5, "a namespace has a key of its own"),
+        ("pool = \"vms\"", "pool = \"vms\"\nconf = \"ceph.conf\"", 6, "absolute"),
+        ("pool = \"vms\"", "pool = \"vms\"\ntimeout = \"2m\"", 6, "at most 60s"),
+        ("pool = \"vms\"", "pool = \"vms\"\npath = \"/srv\"", 2, "has the key path, which the driver rbd"),
+        ("volume = \"db1-data\"", "path = \"/dev/rbd0\"", 14, "volume = \"…\" instead of path"),
+    ] {
+        let told = errors(&CEPH.replacen(from, to, 1));
+        assert!(told.contains(words), "{from} → {to}: {told}");
+        assert!(told.contains(&format!("hostsnapd.toml:{line}:")), "{from} → {to}: {told}");
+    }
+    let second = CEPH.split("[[vm]]").next().unwrap().replace("\"ceph\"", "\"again\"");
+    assert!(errors(&format!("{CEPH}{second}")).contains("a second store is in the pool vms"));
 }
 
 #[test]

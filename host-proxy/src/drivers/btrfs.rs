@@ -217,7 +217,7 @@ impl Expose for Btrfs {
             || DriverError::new(Kind::NotFound, format!("show the disk {volume} of {}", owner.snapshot));
         let Place::Whole(path) = self.folder.place(owner) else { return Err(absent()) };
         let path = path.join(link_name(volume)).canonicalize().map_err(|_| absent())?;
-        Ok(Exposed { path, format: Format::Raw })
+        Ok(Exposed::Path { path, format: Format::Raw })
     }
 }
 

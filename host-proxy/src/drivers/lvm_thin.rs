@@ -249,7 +249,9 @@ impl Expose for LvmThin {
         let held = store::one(&self.pool, &vg, manifests.as_ref(), owner)?;
         let lv = held.lvs.iter().find(|(_, ours)| ours.serial == *volume).filter(|_| held.is_whole());
         match lv {
-            Some((lv, _)) => Ok(Exposed { path: store::activated(&self.pool, lv)?, format: Format::Raw }),
+            Some((lv, _)) => {
+                Ok(Exposed::Path { path: store::activated(&self.pool, lv)?, format: Format::Raw })
+            }
             None => {
                 let doing = format!("show the disk {volume} of {}", owner.snapshot);
                 Err(DriverError::new(Kind::NotFound, doing))

@@ -162,7 +162,7 @@ impl Expose for Reflink {
             || DriverError::new(Kind::NotFound, format!("show the disk {volume} of {}", owner.snapshot));
         let Place::Whole(path) = self.folder.place(owner) else { return Err(absent()) };
         let path = path.join(folder::file_name(volume, ".img"));
-        if path.is_file() { Ok(Exposed { path, format: Format::Raw }) } else { Err(absent()) }
+        if path.is_file() { Ok(Exposed::Path { path, format: Format::Raw }) } else { Err(absent()) }
     }
 }
 

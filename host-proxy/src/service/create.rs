@@ -47,6 +47,8 @@ impl Service {
         vm: &Vm,
         prepare: &Prepare,
     ) -> Result<Outcome, WireError> {
+        // What the machine made through other hosts counts, and a request that one of them answered is answered.
+        self.freshen().await;
         let id = SnapshotId::derive(vm.uuid, prepare.request);
         let digest = digest(prepare);
         let claim = self.in_flight.claim(id);

@@ -37,6 +37,9 @@ pub struct Report {
     pub cleaned: Vec<SnapshotId>,
     /// In the catalog, gone from the storage: marked as failed.
     pub lost: Vec<SnapshotId>,
+    /// In a store that other hosts use too, and removed by one of them: no longer in the catalog.
+    #[serde(default)]
+    pub removed: Vec<SnapshotId>,
     /// What could not be decided, for people.
     pub problems: Vec<String>,
 }
@@ -123,7 +126,13 @@ impl Service {
             Phase::Failed => {}
             Phase::Ready => {
                 let whole = inventory.found.get(&id).is_some_and(|parts| all_there(parts));
-                if !whole && inventory.complete {
+                let is_gone = !inventory.found.contains_key(&id);
+                if is_gone && inventory.complete && self.is_shared(&entry.record) {
+                    match self.catalog(move |catalog| catalog.remove(id)).await {
+                        Ok(_) => report.removed.push(id),
+                        Err(error) => report.problems.push(format!("{id}: {}", error.message)),
+                    }
+                } else if !whole && inventory.complete {
                     report.lost.push(id);
                     self.fail(entry.record, "the storage no longer has it").await;
                 }
@@ -296,6 +305,10 @@ impl Service {
         }
         if whole {
             record.state = if missing { State::Failed } else { State::Ready };
+        }
+        // Another host's, whose machine is not known here: that host picks it up.
+        if !whole && let Err(problem) = self.volumes_of(&record) {
+            return report.problems.push(format!("{id}: {problem}"));
         }
         let digest = digest_of_record(&record);
         let intent = record.clone();

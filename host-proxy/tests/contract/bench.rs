@@ -2,15 +2,18 @@
 //! no guest.
 
 use std::fs::{self, File};
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use harness::loopfs::{Kind, LoopFs};
+use harness::loopfs::{self, Kind, LoopFs};
 use harness::process::Process;
-use host_proxy::drivers::{Driver, Format, Source, Volume, btrfs::Btrfs, qemu::Qemu, reflink::Reflink};
+use host_proxy::drivers::{
+    Driver, Exposed, Format, Source, Volume, btrfs::Btrfs, qemu::Qemu, reflink::Reflink,
+};
 use host_proxy::vmm::qmp::Qmp;
 use serde_json::json;
 
@@ -26,6 +29,19 @@ pub(crate) trait Bench {
     fn absent(&self) -> Source;
     /// Puts things into the store that are not ours, however much they look so.
     fn leave_foreign(&self) -> Box<dyn Foreign + '_>;
+    /// Where a snapshot can be read: its first byte, and its size.
+    fn read(&self, exposed: &Exposed) -> (u8, u64) {
+        let mut file = File::open(path_of(exposed)).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 0).unwrap();
+        (byte[0], file.seek(SeekFrom::End(0)).unwrap())
+    }
+    /// Uses a snapshot, as long as what is returned lives.
+    fn hold(&self, exposed: &Exposed) -> Box<dyn Held + '_> {
+        let mut losetup = Command::new("losetup");
+        losetup.args(["--find", "--show", "--read-only"]).arg(path_of(exposed));
+        Box::new(LoopDevice(loopfs::run(&mut losetup)))
+    }
     /// Writes this byte at the beginning of a disk, as its guest would.
     fn write(&self, volume: &Volume, byte: u8);
     /// Leaves no room in the store, as long as what is returned lives; `None` where the store shares
@@ -37,6 +53,24 @@ pub(crate) trait Bench {
 pub(crate) trait Foreign {
     /// It must be as it was.
     fn is_untouched(&self);
+}
+
+fn path_of(exposed: &Exposed) -> &Path {
+    let Exposed::Path { path, .. } = exposed else { panic!("{exposed:?} is no path") };
+    path
+}
+
+/// What uses a snapshot; gone when dropped.
+pub(crate) trait Held {}
+
+struct LoopDevice(String);
+
+impl Held for LoopDevice {}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        loopfs::run(Command::new("losetup").arg("-d").arg(self.0.trim()));
+    }
 }
 
 /// What takes all room; gone when dropped.

@@ -1,18 +1,19 @@
 //! What every driver promises, on real storage: `contract()` is run against each.
 
 mod bench;
+mod ceph;
+mod cluster;
 mod lvm;
 mod lvm_faults;
 mod monitor;
 
 use std::fs;
-use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use bench::{Bench, DISK_BYTES, Files, PausedQemu};
+use ceph::Pool;
 use harness::initramfs::Tools;
-use harness::loopfs::{self, Kind as Fs, LoopFs};
+use harness::loopfs::{Kind as Fs, LoopFs};
 use harness::vm::Plan;
 use harness::within;
 use host_proxy::drivers::{
@@ -29,6 +30,11 @@ fn reflink_keeps_the_contract() {
 #[test]
 fn btrfs_keeps_the_contract() {
     contract(&Files::btrfs());
+}
+
+#[test]
+fn rbd_keeps_the_contract() {
+    contract(&Pool::start());
 }
 
 #[test]
@@ -99,11 +105,9 @@ fn delete(bench: &dyn Bench, owner: Owner) {
 fn first_byte(bench: &dyn Bench, owner: Owner, volume: &Volume) -> u8 {
     let driver = bench.driver();
     let exposed = driver.expose().expect("it can show").expose(owner, &volume.serial).unwrap();
-    let mut file = fs::File::open(&exposed.path).unwrap();
-    assert_eq!(file.seek(SeekFrom::End(0)).unwrap(), DISK_BYTES);
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, 0).unwrap();
-    byte[0]
+    let (byte, size_bytes) = bench.read(&exposed);
+    assert_eq!(size_bytes, DISK_BYTES);
+    byte
 }
 
 fn what_is_cut_is_what_was_there_and_nothing_later(bench: &dyn Bench) {
@@ -163,13 +167,11 @@ fn what_is_in_use_is_busy(bench: &dyn Bench) {
     let owner = take(bench);
     let driver = bench.driver();
     let exposed = driver.expose().unwrap().expose(owner, &bench.volumes()[0].serial).unwrap();
-    let device = loopfs::run(
-        std::process::Command::new("losetup").args(["--find", "--show", "--read-only"]).arg(&exposed.path),
-    );
+    let held = bench.hold(&exposed);
     let refused = driver.delete(owner).expect_err("it is in use");
     assert_eq!(refused.kind, Kind::Busy, "{refused}");
     assert_eq!(driver.list().unwrap().len(), 1);
-    loopfs::run(std::process::Command::new("losetup").arg("-d").arg(device.trim()));
+    drop(held);
     // The kernel lets go of a loop device a moment after its last user.
     harness::wait::wait_until("it is deleted", Duration::from_secs(30), || driver.delete(owner).is_ok());
 }

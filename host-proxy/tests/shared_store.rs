@@ -1,0 +1,159 @@
+//! Two hosts on one store, as Ceph's pools are: each has a catalog of its own, and what the other did must be known
+//! before anybody is told anything. The store is a real one, reflinks on XFS, that says of itself that it is shared.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use harness::loopfs::{Kind as Fs, LoopFs};
+use host_proxy::audit::Audit;
+use host_proxy::catalog::Catalog;
+use host_proxy::config::Config;
+use host_proxy::drivers::reflink::Reflink;
+use host_proxy::drivers::{
+    Deleted, Driver, DriverError, Found, Owner, Plan, Ready, Recovered, Volume, VolumeFacts,
+};
+use host_proxy::policy::{self, Asker};
+use host_proxy::service::{Outcome, Service};
+use host_proxy::world::World;
+use protocol::evidence::Evidence;
+use protocol::fingerprint;
+use protocol::message::{DeleteOutcome, DiskRequest, List, Prepare};
+use protocol::text::Labels;
+use protocol::{BoundedVec, Consistency, RequestId, SnapshotRecord};
+
+const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
+
+struct Shared(Reflink);
+
+impl Driver for Shared {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+    fn is_shared(&self) -> bool {
+        true
+    }
+    fn check(&self, volume: &Volume) -> Result<VolumeFacts, DriverError> {
+        self.0.check(volume)
+    }
+    fn read_head(&self, volume: &Volume, len: usize) -> Result<Vec<u8>, DriverError> {
+        self.0.read_head(volume, len)
+    }
+    fn free_bytes(&self) -> Result<u64, DriverError> {
+        self.0.free_bytes()
+    }
+    fn prepare(&self, plan: &Plan, deadline: Instant) -> Result<Box<dyn Ready>, DriverError> {
+        self.0.prepare(plan, deadline)
+    }
+    fn list(&self) -> Result<Vec<Found>, DriverError> {
+        self.0.list()
+    }
+    fn recover(&self, owner: Owner, volumes: &[Volume]) -> Result<Recovered, DriverError> {
+        self.0.recover(owner, volumes)
+    }
+    fn delete(&self, owner: Owner) -> Result<Deleted, DriverError> {
+        self.0.delete(owner)
+    }
+}
+
+/// A host; `vm` is whether the machine may come in here.
+fn host(folder: &Path, fs: &LoopFs, vm: bool) -> Arc<Service> {
+    let mut text = format!(
+        "[service]\nlisten_vsock = false\nstate_dir = \"{0}\"\ncontrol_socket = \"{0}/control\"\n\
+         [[store]]\nname = \"s\"\ndriver = \"reflink\"\npath = \"{1}\"\nmin_free = \"1MiB\"\n",
+        folder.display(),
+        fs.path().display()
+    );
+    if vm {
+        text += &format!(
+            "[[vm]]\nname = \"db1\"\nuuid = \"{UUID}\"\nsocket = \"{}/vsock\"\n\
+             [[vm.disk]]\nserial = \"data\"\nstore = \"s\"\npath = \"{}/data.img\"\nformat = \"raw\"\n",
+            folder.display(),
+            fs.path().display()
+        );
+    }
+    let config = Config::parse(&text, Path::new("test.toml")).unwrap();
+    let driver: Box<dyn Driver> = Box::new(Shared(Reflink::new(fs.path()).unwrap()));
+    let world = World::with_drivers(config, BTreeMap::from([("s".to_owned(), driver)]));
+    let catalog = Catalog::open(&folder.join("catalog.sqlite")).unwrap();
+    Service::new(world, catalog, Audit::open(folder).unwrap())
+}
+
+fn request(request: RequestId) -> Prepare {
+    let disk = DiskRequest {
+        serial: "data".parse().unwrap(),
+        size_bytes: 1 << 20,
+        fingerprint: fingerprint::of_head(&[7; fingerprint::HEAD_BYTES]),
+    };
+    Prepare {
+        request,
+        disks: vec![disk].try_into().unwrap(),
+        mounts: BoundedVec::empty(),
+        labels: Labels::default(),
+        note: "".parse().unwrap(),
+        minimum: Consistency::Crash,
+        keep_for_s: None,
+        lease_ms: 60_000,
+        dry_run: false,
+    }
+}
+
+async fn prepared(service: &Arc<Service>, prepare: &Prepare) -> Outcome {
+    let world = service.world();
+    service.prepare(Asker::Guest, world.vm(UUID.parse().unwrap()).unwrap(), prepare).await.unwrap()
+}
+
+async fn take(service: &Arc<Service>, prepare: &Prepare) -> Box<SnapshotRecord> {
+    let Outcome::Ready(operation) = prepared(service, prepare).await else { panic!("it was not ready") };
+    let cut = operation.cut(Duration::from_secs(60)).await.unwrap();
+    cut.conclude(None::<(Evidence, _)>).await.unwrap().finish().await.unwrap()
+}
+
+async fn listed(service: &Arc<Service>) -> Vec<SnapshotRecord> {
+    let list = List { limit: 100, ..List::default() };
+    service.list(&policy::read_as_admin(None), list).await.unwrap().snapshots.into_inner()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_host_made_another_lists_repeats_and_deletes_and_the_first_forgets_it() {
+    let fs = LoopFs::new(Fs::Xfs, 400);
+    std::fs::write(fs.path().join("data.img"), vec![7; 1 << 20]).unwrap();
+    let [one, two] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (first, second) = (host(one.path(), &fs, true), host(two.path(), &fs, true));
+    assert!(first.reconcile().await.unwrap().is_clean() && second.reconcile().await.unwrap().is_clean());
+
+    let asked = request(RequestId::random());
+    let made = take(&first, &asked).await;
+    second.freshen().await;
+    assert_eq!(listed(&second).await, [(*made).clone()]);
+    // A guest that was moved in the middle of its request repeats it there.
+    let Outcome::Existing(again) = prepared(&second, &asked).await else { panic!("it was answered before") };
+    assert_eq!(again, made);
+
+    let allowed = policy::delete_as_admin(&again, host_proxy::service::now()).unwrap();
+    assert_eq!(second.delete(allowed).await.unwrap(), DeleteOutcome::Gone);
+    let report = first.reconcile().await.unwrap();
+    assert_eq!(report.removed, [made.id], "{report:?}");
+    assert!(report.lost.is_empty(), "the storage lost nothing: {report:?}");
+    assert_eq!(listed(&first).await, []);
+}
+
+/// A host that does not know the machine entered the remains into its catalog as something to finish, and was
+/// never done with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_machine_elsewhere_left_unfinished_is_that_hosts_business() {
+    let fs = LoopFs::new(Fs::Xfs, 400);
+    std::fs::write(fs.path().join("data.img"), vec![7; 1 << 20]).unwrap();
+    let [one, two] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (first, stranger) = (host(one.path(), &fs, true), host(two.path(), &fs, false));
+    let Outcome::Ready(operation) = prepared(&first, &request(RequestId::random())).await else {
+        panic!("it was not ready")
+    };
+    drop(operation);
+    let report = stranger.reconcile().await.unwrap();
+    assert!(report.problems.iter().any(|problem| problem.contains("is not configured")), "{report:?}");
+    assert_eq!(listed(&stranger).await, []);
+    assert_eq!(first.reconcile().await.unwrap().cleaned.len(), 1);
+    assert!(stranger.reconcile().await.unwrap().is_clean());
+}
