@@ -26,10 +26,6 @@ use super::shared::{End, Shared};
 use super::slot::Side;
 use super::{FreezeError, Plan, Target, keeper, panic, urgent};
 
-/// Before the freeze, for those that waited for the processor while the keeper started, and after the
-/// thaw, for those that waited for the thaw: what we do there can wait, and they have waited enough.
-/// Enough to write a record; more than a moment on a machine with one processor only.
-const BREATH: Duration = Duration::from_millis(3);
 /// How long the keeper may take to get ready.
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long the flow waits for what the keeper is thawing, before it reports without it.
@@ -158,7 +154,8 @@ impl Armed {
     /// When not everything is frozen: the report says why. What had been frozen is thawed again; a
     /// FIFREEZE that has not come back is thawed by the keeper when it does.
     pub fn freeze(mut self) -> Result<Frozen, Report> {
-        thread::sleep(BREATH);
+        // They waited for the processor while the keeper started.
+        urgent::let_others_write();
         self.before = Some(urgent::begin());
         let guard = &self.guard;
         let budget_ns = u64::try_from(self.budget.as_nanos()).unwrap_or(u64::MAX);
@@ -223,7 +220,8 @@ impl Frozen {
     pub fn thaw(mut self) -> Report {
         self.0.guard.release();
         self.0.calm_down();
-        thread::sleep(BREATH);
+        // They waited for the thaw; the report can wait.
+        urgent::let_others_write();
         self.0.report()
     }
 }

@@ -158,6 +158,14 @@ impl Shared {
         self.page().phase.compare_exchange(from, to, SeqCst, SeqCst).is_ok()
     }
 
+    /// The keeper's work before: what was written since the flush, while the keeper started, and whoever wanted
+    /// the processor had it, is written back before applications wait; and what can't be written is told.
+    pub(super) fn flush(&self, files: &[File], index: usize) {
+        if self.is_freezing() && !self.slots()[index].flush(&files[index]) {
+            self.end(End::Failed);
+        }
+    }
+
     /// The keeper's work: FIFREEZE of one, unless the freeze has ended.
     ///
     /// Whoever ends the freeze changes the phase and then looks at the slots; here the slot is
@@ -167,11 +175,7 @@ impl Shared {
         if !self.is_freezing() {
             return;
         }
-        // What was written since the flush, while the keeper started, and whoever wanted the processor had
-        // it, is written back before applications wait; and what can't be written is told.
-        let (slot, file) = (&self.slots()[index], &files[index]);
-        let flushed = slot.flush(file);
-        if !flushed || (self.is_freezing() && !slot.freeze(file)) {
+        if !self.slots()[index].freeze(&files[index]) {
             self.end(End::Failed);
         }
         if !self.is_freezing() {

@@ -62,7 +62,7 @@ pub(super) struct RawCall {
 }
 
 impl Slot {
-    /// `syncfs`, right before FIFREEZE. Its failure is told as that of FIFREEZE, which would not tell it.
+    /// `syncfs`, shortly before FIFREEZE. Its failure is told as that of FIFREEZE, which would not tell it.
     /// Whether it may be frozen.
     pub(super) fn flush(&self, file: &File) -> bool {
         let at = now_ns();

@@ -2,7 +2,8 @@
 //! disk, so those that don't depend on each other wait together.
 //!
 //! Every worker does the same: it takes the next file system of the rank, and when there is none left
-//! it waits for the others, before the next rank begins. Nothing here allocates once it is made.
+//! it waits for the others, before the next rank begins. So all are written back, while nothing is frozen,
+//! and then all are frozen. Nothing here allocates once it is made.
 
 use std::fs::File;
 use std::ops::Range;
@@ -10,6 +11,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::shared::Shared;
+use super::urgent;
 
 /// More would only queue for the same disks.
 const MOST_WORKERS: usize = 8;
@@ -24,7 +26,15 @@ pub(super) struct Together {
 struct Rank {
     /// Of the slots.
     range: Range<usize>,
-    next: AtomicUsize,
+    next_to_flush: AtomicUsize,
+    next_to_freeze: AtomicUsize,
+}
+
+impl Rank {
+    fn new(range: Range<usize>) -> Self {
+        let first = range.start;
+        Self { range, next_to_flush: AtomicUsize::new(first), next_to_freeze: AtomicUsize::new(first) }
+    }
 }
 
 impl Together {
@@ -34,7 +44,7 @@ impl Together {
         for (index, rank) in ranks.iter().enumerate() {
             match groups.last_mut() {
                 Some(group) if index > 0 && ranks[index - 1] == *rank => group.range.end = index + 1,
-                _ => groups.push(Rank { range: index..index + 1, next: AtomicUsize::new(index) }),
+                _ => groups.push(Rank::new(index..index + 1)),
             }
         }
         let workers = groups.iter().map(|group| group.range.len()).max().unwrap_or(1).min(MOST_WORKERS);
@@ -53,13 +63,22 @@ impl Together {
 
     /// A worker's part. When the last one comes back, all that may be frozen is.
     pub(super) fn freeze(&self, shared: &Shared, files: &[File]) {
+        self.each(|rank| &rank.next_to_flush, |index| shared.flush(files, index));
+        // Who waited for the write-back would wait for the thaw as well: two waits in one.
+        urgent::let_others_write();
+        self.meet();
+        self.each(|rank| &rank.next_to_freeze, |index| shared.freeze(files, index));
+    }
+
+    /// One thing after the other of what is left of each rank.
+    fn each(&self, next: impl Fn(&Rank) -> &AtomicUsize, act: impl Fn(usize)) {
         for rank in &self.ranks {
             loop {
-                let index = rank.next.fetch_add(1, SeqCst);
+                let index = next(rank).fetch_add(1, SeqCst);
                 if !rank.range.contains(&index) {
                     break;
                 }
-                shared.freeze(files, index);
+                act(index);
             }
             self.meet();
         }

@@ -5,11 +5,17 @@
 //! Where that is not permitted (a container, `RestrictRealtime=`) it is the highest niceness, and
 //! where that is not either, nothing: the thaw comes all the same, only later.
 
+use std::thread;
+use std::time::Duration;
+
 use nix::libc;
 use rustix::process::{getpriority_process, setpriority_process};
 
 /// The lowest of real time: above everything that is not.
 const PRIORITY: libc::c_int = 1;
+
+/// Enough to write a record; more than a moment on a machine with one processor only.
+const BREATH: Duration = Duration::from_millis(3);
 
 /// As the calling thread was before it became urgent.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +47,12 @@ impl Before {
         set(self.policy, self.parameter);
         let _ = setpriority_process(None, self.nice);
     }
+}
+
+/// For those who waited for us so far, so that their next wait is another one. Where nothing is frozen, what
+/// we do can wait.
+pub(super) fn let_others_write() {
+    thread::sleep(BREATH);
 }
 
 /// Behind everything else: what is left to do concerns nobody.

@@ -15,6 +15,12 @@ pub(crate) struct Measured {
     pub(crate) base_us: u64,
     /// The longest time between two records, from before the first write-back until after the thaw.
     pub(crate) stall_us: u64,
+    /// When it began, since the command was started.
+    #[serde(default)]
+    pub(crate) stall_at_us: u64,
+    /// How long the command ran.
+    #[serde(default)]
+    pub(crate) took_us: u64,
     /// From the first FIFREEZE to the last FITHAW.
     pub(crate) window_us: u64,
     pub(crate) flush_us: u64,
@@ -30,6 +36,8 @@ impl Measured {
         Ok(Self {
             base_us: us(probed, "base_us")?,
             stall_us: us(probed, "stall_us")?,
+            stall_at_us: us(probed, "stall_at_us")?,
+            took_us: us(probed, "took_us")?,
             window_us: us(timing, "stall_us")?,
             flush_us: us(timing, "flush_us")?,
             freeze_us: us(timing, "freeze_us")?,

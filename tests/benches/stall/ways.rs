@@ -89,8 +89,9 @@ fn by_agent(stage: &Stage, probe: &str, freeze: &Value) -> Result<Measured> {
     let mut bare = Bare::prepare(stage)?;
     let mut agent = Agent::connect(stage)?;
     let script = "echo > /run/begun; read line < /run/done";
-    // A probe that fails before it runs the script says so too: else nobody would end the wait.
-    let ended = "code=$?; (echo ended > /run/begun &); exit $code";
+    // A probe that fails before it runs the script says so too: else nobody would end the wait. Who opens a FIFO waits for
+    // its reader, and must not hold what the probe's own reader waits for.
+    let ended = "code=$?; [ $code = 0 ] || (exec > /dev/null 2>&1; echo ended > /run/begun) & exit $code";
     let running = stage.vm.guest.spawn(&format!("{probe} /bin/sh -c '{script}'; {ended}"));
     if stage.vm.guest.sh("read line < /run/begun; echo $line").contains("ended") {
         let output = running.wait();

@@ -55,6 +55,8 @@ struct Watch {
     since_us: AtomicU64,
     /// The longest gap since then, in microseconds.
     longest_us: AtomicU64,
+    /// When it began, in microseconds of the clock.
+    longest_at_us: AtomicU64,
 }
 
 impl Watch {
@@ -86,8 +88,11 @@ fn write_for_ever(file: &File, watch: &Watch) -> std::io::Result<()> {
         file.write_all_at(&records::record(number), (number % RING) * records::RECORD as u64)?;
         file.sync_data()?;
         let now_us = watch.now_us();
-        let gap_us = now_us.saturating_sub(last_us.max(watch.since_us.load(SeqCst)));
-        watch.longest_us.fetch_max(gap_us, SeqCst);
+        let from_us = last_us.max(watch.since_us.load(SeqCst));
+        let gap_us = now_us.saturating_sub(from_us);
+        if watch.longest_us.fetch_max(gap_us, SeqCst) < gap_us {
+            watch.longest_at_us.store(from_us, SeqCst);
+        }
         watch.count.fetch_add(1, SeqCst);
         last_us = now_us;
     }
@@ -103,6 +108,7 @@ fn run(file: &str, dirty_file: &str, dirty_mib: usize, command: &mut Command) ->
         count: AtomicU64::new(0),
         since_us: AtomicU64::new(0),
         longest_us: AtomicU64::new(0),
+        longest_at_us: AtomicU64::new(0),
     });
     let writer = Arc::clone(&watch);
     std::thread::spawn(move || write_for_ever(&file, &writer));
@@ -124,9 +130,12 @@ fn run(file: &str, dirty_file: &str, dirty_mib: usize, command: &mut Command) ->
     let output = command.stderr(Stdio::inherit()).output().context("run the command")?;
     let took_us = watch.now_us() - began_us;
     let stall_us = watch.end();
+    let stall_at_us = watch.longest_at_us.load(SeqCst).saturating_sub(began_us);
     ensure!(output.status.success(), "the command: {}", output.status);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok(json!({ "base_us": base_us, "stall_us": stall_us, "took_us": took_us, "said": said }))
+    Ok(
+        json!({ "base_us": base_us, "stall_us": stall_us, "stall_at_us": stall_at_us, "took_us": took_us, "said": said }),
+    )
 }
 
 /// How much is to be written back, in KiB.
