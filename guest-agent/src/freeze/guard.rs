@@ -1,33 +1,31 @@
-//! The flow's side of a freeze: what is armed, what is frozen, and a thread that watches the keeper
-//! as the keeper watches the flow.
+//! The flow's side of a freeze: what is armed ([`arm`]), what is frozen, and a thread that watches the keeper as
+//! the keeper watches the flow ([`watch`]).
 //!
 //! The flow thaws by itself, which saves the stall a change of process; the keeper helps when there
 //! are several file systems, and does all of it when the flow can't. From [`Armed::freeze`] to
 //! [`Frozen::thaw`] nothing here allocates, opens, logs or prints, which a test proves.
 
+mod arm;
+mod watch;
+
 use std::fs::File;
-use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use rustix::event::{PollFd, PollFlags};
 
-use super::channel::{self, Parts, hear, is_gone, is_readable, say, wait};
+use super::channel::{self, hear, is_gone, is_readable, say, wait};
 use super::clock::{self, now_ns, timespec};
 use super::expedite::Expedite;
-use super::lock::{FreezeLock, nothing_to_put_right};
 use super::report::{Report, report};
 use super::shared::{End, Shared};
 use super::slot::Side;
-use super::{FreezeError, Plan, Target, keeper, panic, urgent};
+use super::{Target, urgent};
+pub(super) use arm::arm;
 
-/// How long the keeper may take to get ready.
-const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long the flow waits for what the keeper is thawing, before it reports without it.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 /// How long the end of the keeper is waited for when all is done; it takes about a millisecond.
@@ -35,10 +33,6 @@ const PARTING_LIMIT: Duration = Duration::from_millis(100);
 /// How long a keeper with nothing left to do may take to end. Then it is killed: one that is stopped
 /// would keep the lock for ever.
 const KEEPER_END_LIMIT: Duration = Duration::from_millis(500);
-/// How often the watcher looks at a deadline that nobody has noticed.
-const CLAIM_INTERVAL: Duration = Duration::from_millis(100);
-/// Enough for a few system calls.
-const WATCHER_STACK_BYTES: usize = 128 * 1024;
 
 /// The keeper is ready; nothing is frozen. Dropping it ends the keeper.
 pub struct Armed {
@@ -65,81 +59,9 @@ pub(super) struct Guard {
     mounts: Vec<File>,
     expedite: Option<Expedite>,
     finished: AtomicBool,
+    parted: AtomicBool,
     /// It is free when this and the keeper's are closed.
     lock: OwnedFd,
-}
-
-/// Starts the keeper and waits until it is ready.
-pub(super) fn arm(plan: Plan, mounts: Vec<File>, lock: &FreezeLock) -> Result<Armed, FreezeError> {
-    let failed = |doing: &'static str| move |source: io::Error| FreezeError::Keeper { doing, source };
-    let (shared, page) = Shared::create().map_err(|errno| failed("share a page of memory")(errno.into()))?;
-    shared.set_ranks(plan.targets.iter().map(|target| target.rank));
-    let (ours, theirs) = channel::pair().map_err(failed("make a socket pair"))?;
-    let timer = clock::timer().map_err(|errno| failed("make a timer")(errno.into()))?;
-    let done = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| failed("make an event")(errno.into()))?;
-    let expedite = Expedite::open();
-    let copy = |fd: &OwnedFd| fd.try_clone().map_err(failed("copy a descriptor"));
-    let parts = Parts {
-        page,
-        timer: copy(&timer)?,
-        lock: lock.share().map_err(failed("share the lock"))?,
-        expedite: expedite
-            .as_ref()
-            .map(Expedite::try_clone)
-            .transpose()
-            .map_err(failed("copy a descriptor"))?,
-        mounts: mounts
-            .iter()
-            .map(File::try_clone)
-            .collect::<Result<_, _>>()
-            .map_err(failed("copy a descriptor"))?,
-    };
-    let our_lock = lock.share().map_err(failed("share the lock"))?;
-    let child = start(&plan.keeper, theirs).map_err(failed("run this program again"))?;
-    let keeper_pid = child.id();
-    let guard = Arc::new(Guard {
-        shared,
-        channel: ours,
-        timer,
-        done,
-        mounts,
-        expedite,
-        finished: AtomicBool::new(false),
-        lock: our_lock,
-    });
-    panic::remember(&guard);
-    // From here on the watcher ends the keeper, however this ends.
-    let watched = Arc::clone(&guard);
-    let watcher = thread::Builder::new()
-        .name("hostsnap-watch".to_owned())
-        .stack_size(WATCHER_STACK_BYTES)
-        .spawn(move || watched.watch(child))
-        .map_err(failed("start the thread that watches it"))?;
-    let armed = Armed {
-        guard,
-        targets: plan.targets,
-        budget: plan.budget,
-        keeper_pid,
-        watcher: Some(watcher),
-        before: None,
-    };
-    channel::hand_over(&armed.guard.channel, &parts).map_err(failed("hand over the descriptors"))?;
-    armed.guard.wait_until_ready().map_err(failed("wait until it is ready"))?;
-    lock.note_keeper(keeper_pid, armed.guard.expedite.is_some())
-        .map_err(failed("note its process in the lock"))?;
-    Ok(armed)
-}
-
-fn start(program: &Path, channel: OwnedFd) -> io::Result<Child> {
-    Command::new(program)
-        .arg(keeper::ARGUMENT)
-        .env_clear()
-        // No folder of a file system that is to be frozen, or unmounted, stays in use.
-        .current_dir("/")
-        .stdin(Stdio::from(channel))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
 }
 
 impl Armed {
@@ -220,26 +142,14 @@ impl Frozen {
     pub fn thaw(mut self) -> Report {
         self.0.guard.release();
         self.0.calm_down();
-        // They waited for the thaw; the report can wait.
+        // They waited for the thaw; the keeper's end and the report can wait.
         urgent::let_others_write();
+        self.0.guard.part();
         self.0.report()
     }
 }
 
 impl Guard {
-    fn wait_until_ready(&self) -> io::Result<()> {
-        let mut fds = [PollFd::new(&self.channel, PollFlags::IN)];
-        if !wait(&mut fds, Some(timespec(START_LIMIT))) {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "it said nothing in time"));
-        }
-        let mut message = [0; 256];
-        match hear(&self.channel, &mut message) {
-            Some((channel::READY, _)) => Ok(()),
-            Some((_, text)) => Err(io::Error::other(String::from_utf8_lossy(text).into_owned())),
-            None => Err(io::Error::other("it ended")),
-        }
-    }
-
     /// Why it is not frozen, if it is not.
     fn wait_until_frozen(&self) -> End {
         let mut fds = [PollFd::new(&self.channel, PollFlags::IN), PollFd::new(&self.timer, PollFlags::IN)];
@@ -266,6 +176,7 @@ impl Guard {
     fn finish(&self, why: End) {
         self.shared.end(why);
         self.thaw();
+        self.part();
     }
 
     fn thaw(&self) {
@@ -283,6 +194,14 @@ impl Guard {
                 self.shared.take_over_from_dead_keeper(&self.mounts);
             }
         }
+    }
+
+    /// Nothing is frozen any more: the keeper and the watcher may end. Should this never be called, the keeper
+    /// does the same at the flow's end.
+    fn part(&self) {
+        if self.parted.swap(true, SeqCst) {
+            return;
+        }
         if let Some(expedite) = &self.expedite {
             expedite.off();
         }
@@ -293,41 +212,5 @@ impl Guard {
     fn keeper_ends_within(&self, limit: Duration) -> bool {
         let mut fds = [PollFd::new(&self.channel, PollFlags::empty())];
         wait(&mut fds, Some(timespec(limit))) && is_gone(&fds[0])
-    }
-
-    /// The watcher's thread: thaws when the keeper is dead, and at the deadline if nobody else does.
-    /// Ends with the keeper.
-    fn watch(&self, mut keeper: Child) {
-        let mut fds = [
-            // Only for its end: what comes from it is the flow's to read.
-            PollFd::new(&self.channel, PollFlags::empty()),
-            PollFd::new(&self.done, PollFlags::IN),
-            PollFd::new(&self.timer, PollFlags::IN),
-        ];
-        wait(&mut fds, None);
-        if is_readable(&fds[2]) {
-            self.shared.end(End::Deadline);
-            self.shared.thaw_all(&self.mounts, Side::Flow);
-        }
-        while !is_gone(&fds[0]) && !is_readable(&fds[1]) {
-            wait(&mut fds[..2], Some(timespec(CLAIM_INTERVAL)));
-            if self.shared.is_long_over() {
-                self.shared.take_over_claims(&self.mounts, Side::Keeper, Side::Flow);
-            }
-        }
-        while !is_gone(&fds[0]) {
-            let ended = wait(&mut fds[..1], Some(timespec(KEEPER_END_LIMIT)));
-            if !ended && self.shared.is_settled() && !self.shared.is_in_fifreeze() {
-                // Stopped, or it hangs; nothing depends on it any more.
-                let _ = keeper.kill();
-            }
-        }
-        self.shared.end(End::KeeperGone);
-        self.shared.take_over_from_dead_keeper(&self.mounts);
-        if let Some(expedite) = &self.expedite {
-            expedite.off();
-        }
-        nothing_to_put_right(&self.lock);
-        let _ = keeper.wait();
     }
 }
