@@ -5,6 +5,7 @@
 //! |---|---|
 //! | this one | the life of an entry: intent → settling → ready, and → deleting → gone |
 //! | `query` | find, list, usage |
+//! | `age` | failed entries that were shown for long enough |
 //! | `row` | between an entry and its row |
 //! | `schema` | the file, its settings, its migrations |
 //! | `error` | why it could not be used |
@@ -12,6 +13,7 @@
 //! There is one writer, the service, which keeps two workers off one snapshot; the catalog keeps its
 //! own entries whole whatever they do.
 
+mod age;
 mod error;
 mod query;
 mod row;
@@ -188,7 +190,7 @@ impl Catalog {
     pub fn record(&self, record: &SnapshotRecord, phase: Phase) -> Result<(), CatalogError> {
         let changed = self.connection().execute(
             "UPDATE snapshots
-             SET phase = ?2, created_at = ?3, bytes = ?4, record = ?5, record_version = ?6
+             SET phase = ?2, created_at = ?3, bytes = ?4, record = ?5, record_version = ?6, failed_at = NULL
              WHERE id = ?1 AND phase <> 'deleting'",
             params![
                 key(record.id),

@@ -9,6 +9,7 @@
 //! | `settle` | from cut to durable, in the background, with progress |
 //! | `read` | disks, lists, single snapshots |
 //! | `delete` | removal on demand and when a snapshot's time is over |
+//! | `forget` | failed snapshots that were shown for long enough |
 //! | `reconcile` | the catalog against the storage, at start and on command |
 //! | `shared` | stores that other hosts use too |
 //! | `blocking`, `errors`, `in_flight`, `manifest` | what those share |
@@ -18,6 +19,7 @@ mod blocking;
 mod create;
 mod delete;
 mod errors;
+mod forget;
 mod in_flight;
 mod manifest;
 mod operation;

@@ -49,6 +49,8 @@ const STEPS: &[M<'_>] = &[
                 VALUES (old.id, old.vm_uuid, old.created_at, unixepoch());
         END;",
     ),
+    // Since when a failed snapshot is known to be that: `age`.
+    M::up("ALTER TABLE snapshots ADD COLUMN failed_at INTEGER;"),
 ];
 
 /// How many bytes are set aside for the log, so that on a full file system what was begun can be

@@ -214,6 +214,28 @@ fn a_guest_that_deletes_what_it_makes_has_made_it_all_the_same() {
 }
 
 #[test]
+fn what_is_remembered_of_what_is_gone_is_bounded_by_an_hour_and_by_a_number() {
+    let scratch = scratch();
+    let catalog = Catalog::open(&scratch.path).unwrap();
+    let come_and_go = |count: u32| {
+        let insert = format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})
+             INSERT INTO snapshots (id, vm_uuid, phase, created_at, bytes, digest, record)
+                SELECT hex(randomblob(16)), 'vm', 'intent', 1, 1, zeroblob(16), '' FROM n;
+             DELETE FROM snapshots;"
+        );
+        catalog.connection().execute_batch(&insert).unwrap();
+        let remembered = |row: &rusqlite::Row<'_>| row.get::<_, u32>(0);
+        catalog.connection().query_row("SELECT count(*) FROM gone", [], remembered).unwrap()
+    };
+    assert_eq!(come_and_go(100), 100);
+    let most = come_and_go(20_500);
+    assert!((20_000..=20_001).contains(&most), "{most}");
+    catalog.connection().execute("UPDATE gone SET gone_at = gone_at - 4000", []).unwrap();
+    assert_eq!(come_and_go(1), 1);
+}
+
+#[test]
 fn a_snapshot_dated_by_a_wrong_clock_does_not_hold_up_its_machine_for_good() {
     let scratch = scratch();
     let catalog = Catalog::open(&scratch.path).unwrap();

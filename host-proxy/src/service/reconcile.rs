@@ -55,10 +55,10 @@ impl Report {
 type StoreVolumes = (Arc<Store>, Vec<Volume>);
 
 /// The storage as it was found: who is where.
-struct Inventory {
-    found: BTreeMap<SnapshotId, Vec<(Arc<Store>, Found)>>,
+pub(super) struct Inventory {
+    pub(super) found: BTreeMap<SnapshotId, Vec<(Arc<Store>, Found)>>,
     /// Whether every store could be listed.
-    complete: bool,
+    pub(super) complete: bool,
 }
 
 impl Service {
@@ -83,7 +83,7 @@ impl Service {
         Ok(report)
     }
 
-    /// Finishes what is unfinished and nobody works on.
+    /// Finishes what is unfinished and nobody works on; removes and forgets what is too old.
     pub async fn tend(self: &Arc<Self>) {
         let unfinished = self.catalog(|catalog| catalog.unfinished()).await.unwrap_or_default();
         let mut report = Report::default();
@@ -93,9 +93,10 @@ impl Service {
             }
         }
         self.expire().await;
+        self.forget_failed().await;
     }
 
-    async fn inventory(&self, report: &mut Report) -> Inventory {
+    pub(super) async fn inventory(&self, report: &mut Report) -> Inventory {
         let mut inventory = Inventory { found: BTreeMap::new(), complete: true };
         for store in self.world().stores() {
             let used = Arc::clone(store);
@@ -142,7 +143,7 @@ impl Service {
 
     /// Claims a snapshot that nobody works on, and reads its entry again: what was read before the
     /// claim may have been finished or removed since.
-    async fn claim_as_it_is(&self, id: SnapshotId) -> Option<(Entry, Arc<Claim>)> {
+    pub(super) async fn claim_as_it_is(&self, id: SnapshotId) -> Option<(Entry, Arc<Claim>)> {
         let claim = self.in_flight.claim(id)?;
         let entry = self.catalog(move |catalog| catalog.get(id)).await.ok()??;
         Some((entry, claim))

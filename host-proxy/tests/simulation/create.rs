@@ -15,7 +15,7 @@ use crate::talk::{Lost, Talk, evidence};
 use crate::witness::{Wish, disk_request};
 
 impl Machine {
-    fn new_wish(&self) -> SnapshotId {
+    pub(crate) fn new_wish(&self) -> SnapshotId {
         let mut state = self.host.stage.lock();
         let request = RequestId::from_uuid(state.chance.uuid());
         let owner = Owner { vm: self.vm.uuid, snapshot: SnapshotId::derive(self.vm.uuid, request) };
@@ -45,7 +45,7 @@ impl Machine {
         }
     }
 
-    async fn create_once(&self, who: &str, id: SnapshotId) -> Result<(), Lost> {
+    pub(crate) async fn create_once(&self, who: &str, id: SnapshotId) -> Result<(), Lost> {
         self.with_wish(id, |wish| wish.attempts += 1);
         let result = self.attempt(who, id).await;
         self.with_wish(id, |wish| wish.attempts -= 1);

@@ -75,8 +75,13 @@ impl Scratch {
         Self { folder, empty_catalog, config }
     }
 
-    fn catalog(&self) -> PathBuf {
+    pub(crate) fn catalog(&self) -> PathBuf {
         self.folder.path().join("catalog.sqlite")
+    }
+
+    /// What logrotate does once a month.
+    pub(crate) fn rotate_audit(&self) {
+        fs::remove_file(self.folder.path().join("audit.log")).expect("an audit log");
     }
 
     /// An empty catalog, and nothing of an earlier schedule.
@@ -190,6 +195,8 @@ impl Host {
     /// Something of the service's own, which dies with it.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         if let Some(life) = &mut *self.life.lock().expect("no panic") {
+            // What is over needs no place any more.
+            while life.tasks.try_join_next().is_some() {}
             life.tasks.spawn(task);
         }
     }

@@ -9,11 +9,13 @@
 //! ```text
 //! HOSTSNAP_SCHEDULES=1000000 cargo test -p host-proxy --test simulation    # more of them
 //! HOSTSNAP_SEED=17 cargo test -p host-proxy --test simulation -- --nocapture thousands    # one, step by step
+//! HOSTSNAP_CYCLES=100000 cargo test -p host-proxy --test simulation -- --nocapture years    # snapshots that come and go
 //! ```
 
 mod admin;
 mod chance;
 mod create;
+mod cycles;
 mod driver;
 mod guest;
 mod host;

@@ -47,13 +47,13 @@ pub(crate) struct Play {
     pub(crate) stage: Stage,
     pub(crate) host: Host,
     pub(crate) machines: Vec<Arc<Machine>>,
-    observer: Connection,
+    pub(crate) observer: Connection,
     quotas: BTreeMap<VmUuid, u64>,
     refusing: bool,
 }
 
 impl Play {
-    fn new(stage: Stage, scratch: Arc<Scratch>) -> Self {
+    pub(crate) fn new(stage: Stage, scratch: Arc<Scratch>) -> Self {
         let host = Host::new(stage.clone(), scratch);
         let machines = host.vms().iter().map(|vm| Machine::new(&host, vm)).collect();
         let quotas = host.vms().iter().map(|vm| (vm.uuid, vm.quota.snapshots)).collect();
@@ -184,7 +184,7 @@ impl Play {
     }
 
     /// From here on everything works.
-    fn mend(&mut self) {
+    pub(crate) fn mend(&mut self) {
         self.stage.say(|| "fair weather".to_owned());
         self.refuse(false);
         let mut state = self.stage.lock();
