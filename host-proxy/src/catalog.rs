@@ -99,6 +99,11 @@ pub struct Usage {
     pub created_last_hour: u64,
 }
 
+/// A place before all that a machine (`?2`) has or had in the last hour, and not before its date (`?4`).
+const NEWEST: &str = "max(?4,
+    coalesce((SELECT max(position) + 1 FROM snapshots WHERE vm_uuid = ?2), 0),
+    coalesce((SELECT max(position) + 1 FROM gone WHERE vm_uuid = ?2), 0))";
+
 /// The catalog. Calls block; when one returns, what it wrote is durable. One that fails has changed
 /// nothing.
 pub struct Catalog(Mutex<Connection>);
@@ -155,8 +160,23 @@ impl Catalog {
         }
     }
 
-    /// Commits that a snapshot is going to be made.
+    /// Commits that a snapshot is going to be made. It is newer than all that its machine has, whatever
+    /// the clock shows.
     pub fn begin(&self, record: &SnapshotRecord, digest: &[u8; 16]) -> Result<Begun, CatalogError> {
+        self.insert(record, digest, NEWEST)
+    }
+
+    /// As [`Catalog::begin`], of one that was made before: its date says where it belongs.
+    pub fn enter(&self, record: &SnapshotRecord, digest: &[u8; 16]) -> Result<Begun, CatalogError> {
+        self.insert(record, digest, "?4")
+    }
+
+    fn insert(
+        &self,
+        record: &SnapshotRecord,
+        digest: &[u8; 16],
+        position: &str,
+    ) -> Result<Begun, CatalogError> {
         let mut connection = self.connection();
         let transaction = connection.transaction()?;
         let existing = transaction
@@ -165,10 +185,13 @@ impl Catalog {
         if let Some(entry) = existing {
             return Ok(Begun::Existing(Box::new(entry?)));
         }
-        transaction.execute(
+        let insert = format!(
             "INSERT INTO snapshots
-                (id, vm_uuid, phase, created_at, bytes, digest, record, locked_until, record_version)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                (id, vm_uuid, phase, created_at, bytes, digest, record, locked_until, record_version, position)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, {position})"
+        );
+        transaction.execute(
+            &insert,
             params![
                 key(record.id),
                 record.vm_uuid.to_string(),
@@ -186,11 +209,13 @@ impl Catalog {
     }
 
     /// Replaces what is known of a snapshot and says how far it is. Its lock stays as
-    /// [`Catalog::set_lock`] left it. What is being deleted can't be revived so.
+    /// [`Catalog::set_lock`] left it, and its place in the list once it is in it. What is being deleted
+    /// can't be revived so.
     pub fn record(&self, record: &SnapshotRecord, phase: Phase) -> Result<(), CatalogError> {
         let changed = self.connection().execute(
             "UPDATE snapshots
-             SET phase = ?2, created_at = ?3, bytes = ?4, record = ?5, record_version = ?6, failed_at = NULL
+             SET phase = ?2, created_at = ?3, bytes = ?4, record = ?5, record_version = ?6, failed_at = NULL,
+                 position = iif(phase = 'intent', max(position, ?3), position)
              WHERE id = ?1 AND phase <> 'deleting'",
             params![
                 key(record.id),

@@ -156,10 +156,13 @@ pub fn delete(vm: &Vm, record: &SnapshotRecord, now: UnixMillis) -> Result<Allow
     Ok(Allowed(Delete(record.clone())))
 }
 
-/// Decides on what nobody asked for: a snapshot whose time is over.
-pub fn expire(record: &SnapshotRecord, now: UnixMillis) -> Option<Allowed<Delete>> {
-    let over = record.expires_at.is_some_and(|end| end <= now) && unlocked(record, now).is_ok();
-    over.then(|| Allowed(Delete(record.clone())))
+/// Decides on what nobody asked for: a snapshot whose time is over. `kept_ms` is for how long it was kept with a
+/// date in the future, which tells nothing of its age.
+pub fn expire(record: &SnapshotRecord, now: UnixMillis, kept_ms: u64) -> Option<Allowed<Delete>> {
+    let end = record.expires_at?;
+    let to_keep = end.0.saturating_sub(record.created_at.0);
+    let over = end <= now || (kept_ms > 0 && kept_ms >= to_keep);
+    (over && unlocked(record, now).is_ok()).then(|| Allowed(Delete(record.clone())))
 }
 
 /// The answer where there is nothing, or nothing that the asker may know of.

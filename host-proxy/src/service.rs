@@ -10,12 +10,14 @@
 //! | `read` | disks, lists, single snapshots |
 //! | `delete` | removal on demand and when a snapshot's time is over |
 //! | `forget` | failed snapshots that were shown for long enough |
+//! | `clock` | the wall clock, and whether it can be believed |
 //! | `reconcile` | the catalog against the storage, at start and on command |
 //! | `shared` | stores that other hosts use too |
 //! | `blocking`, `errors`, `in_flight`, `manifest` | what those share |
 
 mod agentless;
 mod blocking;
+mod clock;
 mod create;
 mod delete;
 mod errors;
@@ -29,13 +31,13 @@ mod settle;
 mod shared;
 
 use std::sync::{Arc, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use protocol::WireError;
 use protocol::record::UnixMillis;
 use tokio::sync::Semaphore;
 
 pub use blocking::{Job, Tell, Workers};
+pub use clock::{Clock, now};
 pub use create::Outcome;
 pub use errors::chain;
 pub use operation::{CutOperation, Operation};
@@ -119,34 +121,11 @@ impl Service {
 
     /// What the clock shows.
     pub fn now(&self) -> UnixMillis {
-        (self.clock.0)()
+        self.clock.now()
     }
 
     /// Where decisions are written down.
     pub fn audit(&self) -> &Audit {
         &self.audit
     }
-}
-
-/// A wall clock: the host's, unless a test has one of its own.
-pub struct Clock(Box<dyn Fn() -> UnixMillis + Send + Sync>);
-
-impl Clock {
-    /// A clock that shows what this says.
-    #[doc(hidden)]
-    pub fn showing(now: impl Fn() -> UnixMillis + Send + Sync + 'static) -> Self {
-        Self(Box::new(now))
-    }
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self::showing(now)
-    }
-}
-
-/// The host's wall clock. Only for what people read and for expiry; deadlines use `Instant`.
-pub fn now() -> UnixMillis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

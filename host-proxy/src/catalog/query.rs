@@ -16,9 +16,9 @@ const CANDIDATES: usize = 5;
 /// An hour, in milliseconds.
 const HOUR: u64 = 3_600_000;
 /// How far in the future a moment may be and still count as past, in milliseconds: the clock may
-/// have been set back a little. What is further off was written by a clock that was wrong, and must
-/// not hold up a machine for good.
-const CLOCK_SLACK: u64 = 60_000;
+/// have been set back, and what was done in the hour before was done all the same. What is further off
+/// was written by a clock that was wrong, and must not hold up a machine for good.
+const CLOCK_SLACK: u64 = HOUR;
 
 impl Catalog {
     /// One snapshot, in whatever phase.
@@ -40,7 +40,7 @@ impl Catalog {
         let mut statement = connection.prepare_cached(&format!(
             "SELECT * FROM snapshots
              WHERE (?1 IS NULL OR vm_uuid = ?1) AND {VISIBLE} AND id >= ?2 AND id < ?2 || 'g'
-             ORDER BY created_at DESC, id DESC LIMIT {limit}"
+             ORDER BY position DESC, id DESC LIMIT {limit}"
         ))?;
         let mut entries = statement
             .query_map(params![vm.map(|vm| vm.to_string()), prefix], read)?
@@ -65,9 +65,9 @@ impl Catalog {
             // Only among one's own: where a neighbour's snapshot stands is not to be told.
             Some(after) => connection
                 .query_row(
-                    "SELECT created_at FROM snapshots WHERE id = ?2 AND (?1 IS NULL OR vm_uuid = ?1)
+                    "SELECT position FROM snapshots WHERE id = ?2 AND (?1 IS NULL OR vm_uuid = ?1)
                      UNION ALL
-                     SELECT created_at FROM gone WHERE id = ?2 AND (?1 IS NULL OR vm_uuid = ?1) LIMIT 1",
+                     SELECT position FROM gone WHERE id = ?2 AND (?1 IS NULL OR vm_uuid = ?1) LIMIT 1",
                     params![vm, key(after)],
                     |row| row.get(0),
                 )
@@ -77,8 +77,8 @@ impl Catalog {
         };
         let mut statement = connection.prepare_cached(&format!(
             "SELECT * FROM snapshots
-             WHERE (?1 IS NULL OR vm_uuid = ?1) AND {VISIBLE} AND (created_at, id) < (?2, ?3)
-             ORDER BY created_at DESC, id DESC"
+             WHERE (?1 IS NULL OR vm_uuid = ?1) AND {VISIBLE} AND (position, id) < (?2, ?3)
+             ORDER BY position DESC, id DESC"
         ))?;
         let mut rows = statement.query(params![vm, behind.0, behind.1])?;
         let mut found = Vec::new();

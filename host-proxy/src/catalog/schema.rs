@@ -51,6 +51,26 @@ const STEPS: &[M<'_>] = &[
     ),
     // Since when a failed snapshot is known to be that: `age`.
     M::up("ALTER TABLE snapshots ADD COLUMN failed_at INTEGER;"),
+    // `position` orders what a machine has, since the clock may be set back: `Catalog::begin`. `kept_ms` is
+    // what is known of the age of a snapshot whose date is none: `age`. What is gone is remembered also
+    // when the clock is set back by the hour for which it is.
+    M::up(
+        "ALTER TABLE snapshots ADD COLUMN position INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE snapshots ADD COLUMN kept_ms INTEGER NOT NULL DEFAULT 0;
+        ALTER TABLE gone ADD COLUMN position INTEGER NOT NULL DEFAULT 0;
+        UPDATE snapshots SET position = created_at;
+        UPDATE gone SET position = created_at;
+        CREATE INDEX snapshots_by_position ON snapshots (vm_uuid, position DESC);
+        CREATE INDEX gone_by_position ON gone (vm_uuid, position DESC);
+        DROP TRIGGER remember_gone;
+        CREATE TRIGGER remember_gone AFTER DELETE ON snapshots BEGIN
+            DELETE FROM gone
+                WHERE gone_at NOT BETWEEN unixepoch() - 3600 AND unixepoch() + 3660
+                OR rowid <= (SELECT max(rowid) FROM gone) - 20000;
+            INSERT INTO gone (id, vm_uuid, created_at, position, gone_at)
+                VALUES (old.id, old.vm_uuid, old.created_at, old.position, unixepoch());
+        END;",
+    ),
 ];
 
 /// How many bytes are set aside for the log, so that on a full file system what was begun can be

@@ -148,6 +148,25 @@ fn an_ambiguous_prefix_names_five_candidates_and_never_a_neighbours() {
 }
 
 #[test]
+fn what_is_begun_later_comes_first_and_what_is_entered_stands_where_its_date_says() {
+    let scratch = scratch();
+    let catalog = Catalog::open(&scratch.path).unwrap();
+    let [first, dated_back, entered] = [500, 100, 300].map(|at| record(vm(1), at));
+    ready(&catalog, &first);
+    ready(&catalog, &dated_back);
+    assert_eq!(catalog.enter(&entered, &[0; 16]).unwrap(), Begun::New);
+    catalog.record(&entered, Phase::Ready).unwrap();
+    let ids = || -> Vec<_> {
+        let entries = catalog.list(Some(vm(1)), &list(9, None)).unwrap();
+        entries.iter().map(|entry| entry.record.id).collect()
+    };
+    assert_eq!(ids(), [dated_back.id, first.id, entered.id]);
+    // What is in the list stays where it is.
+    catalog.record(&SnapshotRecord { created_at: UnixMillis(9000), ..first.clone() }, Phase::Failed).unwrap();
+    assert_eq!(ids(), [dated_back.id, first.id, entered.id]);
+}
+
+#[test]
 fn latest_is_the_first_of_the_list_also_among_snapshots_of_one_moment() {
     let scratch = scratch();
     let catalog = Catalog::open(&scratch.path).unwrap();
@@ -231,7 +250,15 @@ fn what_is_remembered_of_what_is_gone_is_bounded_by_an_hour_and_by_a_number() {
     assert_eq!(come_and_go(100), 100);
     let most = come_and_go(20_500);
     assert!((20_000..=20_001).contains(&most), "{most}");
-    catalog.connection().execute("UPDATE gone SET gone_at = gone_at - 4000", []).unwrap();
+    // The clock is set back by an hour: what is gone is remembered. By a day: it was wrong.
+    let passes = |seconds: i64| {
+        catalog.connection().execute("UPDATE gone SET gone_at = gone_at - ?1", [seconds]).unwrap();
+    };
+    passes(-3600);
+    assert!(come_and_go(1) >= most);
+    passes(-24 * 3600);
+    assert_eq!(come_and_go(1), 1);
+    passes(3601);
     assert_eq!(come_and_go(1), 1);
 }
 

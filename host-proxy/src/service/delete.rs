@@ -7,6 +7,7 @@ use std::time::Duration;
 use protocol::message::DeleteOutcome;
 use protocol::{ErrorCode, SnapshotRecord, WireError};
 
+use super::clock::Seen;
 use super::in_flight::Claim;
 use super::{Service, errors};
 use crate::drivers::{Deleted, Owner};
@@ -67,9 +68,11 @@ impl Service {
 
     /// Removes the snapshots whose time is over. One that can't be removed does not stop the others.
     pub async fn expire(&self) {
-        let Ok(entries) = self.catalog(|catalog| catalog.all()).await else { return };
-        for entry in entries {
-            let Some(allowed) = policy::expire(&entry.record, self.now()) else { continue };
+        let Seen { now, elapsed, is_steady } = self.clock.look();
+        let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+        let Ok(entries) = self.catalog(move |catalog| catalog.ending(elapsed_ms, now)).await else { return };
+        for (entry, kept_ms) in entries.into_iter().filter(|_| is_steady) {
+            let Some(allowed) = policy::expire(&entry.record, now, kept_ms) else { continue };
             let id = entry.record.id;
             match self.delete(allowed).await {
                 Ok(_) => {

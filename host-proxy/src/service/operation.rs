@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use protocol::evidence::{CutEvidence, judge};
 use protocol::message::{CutDone, Prepared};
-use protocol::record::Timing;
+use protocol::record::{Timing, UnixMillis};
 use protocol::text::{Handle, Line, Name};
 use protocol::{Consistency, ErrorCode, Evidence, SnapshotRecord, Ticket, WireError};
 use tokio::sync::OwnedSemaphorePermit;
@@ -188,7 +188,7 @@ impl Operation {
             }
             return Err(errors::of_driver(common.draft.vm.as_str(), "cut the disks", &error));
         }
-        common.draft.created_at = common.service.now();
+        date(&mut common.draft, common.service.now());
         let allowed_us = micros(within);
         let cut = if took_us <= allowed_us {
             CutEvidence::InTime { took_us }
@@ -197,6 +197,13 @@ impl Operation {
         };
         Ok(CutOperation { common, ticket, cut, cut_ended: ended, parts: done })
     }
+}
+
+/// A snapshot is of the moment of its cut, and is to be kept from then on.
+fn date(record: &mut SnapshotRecord, cut_at: UnixMillis) {
+    let asked_at = std::mem::replace(&mut record.created_at, cut_at);
+    record.expires_at =
+        record.expires_at.map(|end| UnixMillis(cut_at.0.saturating_add(end.0.saturating_sub(asked_at.0))));
 }
 
 type CutPart = Result<Part<Box<dyn CutSet>>, DriverError>;

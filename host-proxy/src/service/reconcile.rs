@@ -313,7 +313,7 @@ impl Service {
         }
         let digest = digest_of_record(&record);
         let intent = record.clone();
-        match self.catalog(move |catalog| catalog.begin(&intent, &digest)).await {
+        match self.catalog(move |catalog| catalog.enter(&intent, &digest)).await {
             // What is left of it may be all that somebody has: it stays until it is deleted.
             Ok(Begun::New) if whole && missing => {
                 report.lost.push(id);

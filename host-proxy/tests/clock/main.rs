@@ -2,7 +2,9 @@
 //! is kept for ever, and what is newest stays newest. Deadlines do not come from that clock.
 
 mod age;
+mod expiry;
 #[allow(dead_code)]
 #[path = "../common/guest.rs"]
 mod guest;
+mod order;
 mod stage;

@@ -24,10 +24,11 @@ const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
 pub(crate) const SECOND: u64 = 1000;
 pub(crate) const HOUR: u64 = 3600 * SECOND;
 pub(crate) const DAY: u64 = 24 * HOUR;
+const QUOTA: &str = "{ snapshots = 100 }";
 const IMAGE_BYTES: u64 = 1 << 20;
 
 pub(crate) struct Stage {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     store: LoopFs,
     clock: Arc<AtomicU64>,
     pub(crate) service: Arc<Service>,
@@ -35,7 +36,7 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn set() -> Self {
-        Self::with_quota("{ snapshots = 100 }")
+        Self::with_quota(QUOTA)
     }
 
     pub(crate) fn with_quota(quota: &str) -> Self {
@@ -45,13 +46,18 @@ impl Stage {
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(AtomicU64::new(1_800_000_000_000));
         let service = service(folder.path(), &store, &clock, quota);
-        Self { _folder: folder, store, clock, service }
+        Self { folder, store, clock, service }
     }
 
     /// Sets the wall clock on, or back.
     pub(crate) fn jump(&self, milliseconds: i64) {
         let jump = |now: u64| now.checked_add_signed(milliseconds);
         self.clock.fetch_update(SeqCst, SeqCst, jump).expect("long after 1970");
+    }
+
+    /// What the wall clock shows.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.load(SeqCst)
     }
 
     pub(crate) async fn ready(&self, prepare: &Prepare) -> Result<Box<Operation>, WireError> {
@@ -74,6 +80,15 @@ impl Stage {
         page.snapshots.iter().map(|record| record.id).collect()
     }
 
+    pub(crate) async fn show(&self, reference: &str) -> Result<SnapshotRecord, WireError> {
+        self.service.get(&policy::read_as_admin(None), reference.parse().unwrap()).await
+    }
+
+    pub(crate) async fn delete(&self, record: &SnapshotRecord) {
+        let allowed = policy::delete_as_admin(record, UnixMillis(self.now())).unwrap();
+        self.service.delete(allowed).await.unwrap();
+    }
+
     pub(crate) async fn reconcile(&self) -> Report {
         self.service.reconcile().await.unwrap()
     }
@@ -81,6 +96,31 @@ impl Stage {
     /// What the storage has of a snapshot.
     pub(crate) fn on_storage(&self, record: &SnapshotRecord) -> std::path::PathBuf {
         self.store.path().join(".hostsnap").join(UUID).join(record.id.to_string())
+    }
+
+    /// The service looks after things once a minute, for so many of them.
+    pub(crate) async fn tend_for_minutes(&self, minutes: u64) {
+        for _ in 0..minutes {
+            tokio::time::advance(Duration::from_secs(60)).await;
+            self.jump(60 * SECOND as i64);
+            self.service.tend().await;
+        }
+    }
+
+    /// The same state and storage, and a service that has just started.
+    pub(crate) fn restart(self) -> Self {
+        let Self { folder, store, clock, service: before } = self;
+        drop(before);
+        let service = service(folder.path(), &store, &clock, QUOTA);
+        Self { folder, store, clock, service }
+    }
+
+    /// The same storage, and a service that has just started with an empty catalog.
+    pub(crate) fn restart_without_catalog(self) -> Self {
+        let Self { store, clock, .. } = self;
+        let folder = tempfile::tempdir().unwrap();
+        let service = service(folder.path(), &store, &clock, QUOTA);
+        Self { folder, store, clock, service }
     }
 }
 
