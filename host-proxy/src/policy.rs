@@ -188,3 +188,6 @@ fn may(asker: Asker, vm: &Vm, verb: Verb) -> Result<(), WireError> {
     Err(WireError::new(ErrorCode::Refused, format!("the host does not allow {} to {verb}", vm.name))
         .hint("ask the host's administrator: the verbs are in [[vm]] allow"))
 }
+
+#[cfg(test)]
+mod tests;

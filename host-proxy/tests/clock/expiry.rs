@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use protocol::ErrorCode;
+use protocol::message::Prepare;
+
 use super::stage::{DAY, HOUR, SECOND, Stage, asked, finish};
 
 /// A host whose clock was set a year ahead by mistake removed within a minute all that had a time.
@@ -82,4 +85,22 @@ async fn a_lease_is_as_long_as_it_was_said_whatever_the_clock_does() {
         assert!(operation.lease_left() > Duration::from_secs(5));
         finish(operation).await.unwrap();
     }
+}
+
+/// Nothing failed when this check was taken out: the guest's own deadline comes first, where the guest is honest.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_over_cuts_nothing_and_leaves_nothing() {
+    let stage = Stage::set();
+    let prepare = Prepare { lease_ms: 1000, ..asked(None) };
+    let operation = stage.ready(&prepare).await.unwrap();
+    tokio::time::advance(Duration::from_millis(1001)).await;
+    let refused = operation.cut(Duration::from_secs(60)).await.err().expect("it is over");
+    assert_eq!((refused.code, refused.code.exit_code()), (ErrorCode::LeaseExpired, 9), "{refused}");
+    assert!(refused.hint.as_str().contains("--freeze-timeout"), "{refused}");
+    assert!(stage.list(9, None).await.is_empty());
+    assert!(stage.reconcile().await.is_clean(), "something was left");
+    // Just in time is in time, and the same request may be asked for again.
+    let operation = stage.ready(&prepare).await.unwrap();
+    tokio::time::advance(Duration::from_millis(900)).await;
+    finish(operation).await.unwrap();
 }

@@ -1,0 +1,196 @@
+//! Who may do what, each rule at its edge.
+
+use std::path::Path;
+
+use protocol::evidence::CutEvidence;
+use protocol::fingerprint::Fingerprint;
+use protocol::record::{State, Timing};
+use protocol::text::{Labels, Line};
+use protocol::{BoundedVec, Consistency, RequestId, SnapshotId};
+
+use super::*;
+use crate::config::Config;
+
+const HOUR: u64 = 3_600_000;
+const NOW: UnixMillis = UnixMillis(1000 * HOUR);
+
+/// Two machines; the first has two disks and these keys more.
+fn machines(keys: &str) -> [Vm; 2] {
+    let text = format!(
+        "[[store]]\nname = \"s\"\ndriver = \"reflink\"\npath = \"/s\"\n\
+         [[vm]]\nname = \"db1\"\nuuid = \"3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01\"\ncid = 41\n{keys}\n\
+         [[vm.disk]]\nserial = \"data\"\nstore = \"s\"\npath = \"/s/a\"\nformat = \"raw\"\n\
+         [[vm.disk]]\nserial = \"log\"\nstore = \"s\"\npath = \"/s/b\"\nformat = \"raw\"\n\
+         [[vm]]\nname = \"db2\"\nuuid = \"3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f02\"\ncid = 42\n"
+    );
+    Config::parse(&text, Path::new("test.toml")).unwrap().vms.try_into().unwrap()
+}
+
+fn asked(serials: &[&str]) -> Prepare {
+    let disk = |serial: &&str| DiskRequest {
+        serial: serial.parse().unwrap(),
+        size_bytes: 1000,
+        fingerprint: Fingerprint::empty(),
+    };
+    Prepare {
+        request: RequestId::random(),
+        disks: serials.iter().map(disk).collect::<Vec<_>>().try_into().unwrap(),
+        mounts: BoundedVec::empty(),
+        labels: Labels::default(),
+        note: "".parse().unwrap(),
+        minimum: Consistency::Crash,
+        keep_for_s: None,
+        lease_ms: 1000,
+        dry_run: false,
+    }
+}
+
+/// A snapshot of an hour ago.
+fn snapshot(vm: &Vm) -> SnapshotRecord {
+    let request = RequestId::random();
+    SnapshotRecord {
+        id: SnapshotId::derive(vm.uuid, request),
+        vm_uuid: vm.uuid,
+        vm: vm.name.clone(),
+        request,
+        created_at: UnixMillis(NOW.0 - HOUR),
+        consistency: Consistency::Crash,
+        consistency_reason: Line::lossy(""),
+        minimum: Consistency::Crash,
+        state: State::Ready,
+        labels: Labels::default(),
+        note: "".parse().unwrap(),
+        mounts: BoundedVec::empty(),
+        disks: BoundedVec::empty(),
+        timing: Timing::default(),
+        expires_at: None,
+        locked_until: None,
+        evidence: None,
+        cut: CutEvidence::Unknown,
+    }
+}
+
+fn code<T>(decided: Result<Allowed<T>, WireError>) -> Option<ErrorCode> {
+    decided.err().map(|error| error.code)
+}
+
+#[test]
+fn a_guest_cannot_delete_its_neighbours_snapshot_nor_learn_that_it_is_there() {
+    let [own, neighbour] = machines("");
+    let mine = snapshot(&own);
+    assert!(delete(&own, &mine, NOW).is_ok());
+    let refused = delete(&neighbour, &mine, NOW).unwrap_err();
+    assert_eq!(refused, not_found(&mine.id.to_string()));
+    // What it may not do with its own tells nothing of others' either.
+    let [own, neighbour] = machines("allow = [\"list\"]\nguest_may_delete = false");
+    let theirs = snapshot(&neighbour);
+    assert_eq!(delete(&own, &theirs, NOW).unwrap_err(), not_found(&theirs.id.to_string()));
+}
+
+#[test]
+fn a_guest_does_only_what_its_verbs_allow_and_the_administrator_everything() {
+    for (allowed, create_is, read_is, delete_is) in [
+        ("\"create\", \"list\", \"delete\"", None, None, None),
+        ("\"create\"", None, Some(ErrorCode::Refused), Some(ErrorCode::Refused)),
+        ("\"list\"", Some(ErrorCode::Refused), None, Some(ErrorCode::Refused)),
+        ("\"delete\"", Some(ErrorCode::Refused), Some(ErrorCode::Refused), None),
+        ("", Some(ErrorCode::Refused), Some(ErrorCode::Refused), Some(ErrorCode::Refused)),
+    ] {
+        let [vm, _] = machines(&format!("allow = [{allowed}]"));
+        let wanted = asked(&["data"]);
+        assert_eq!(code(create(Asker::Guest, &vm, &wanted, &Usage::default())), create_is, "{allowed}");
+        assert_eq!(code(read(Asker::Guest, &vm)), read_is, "{allowed}");
+        assert_eq!(code(delete(&vm, &snapshot(&vm), NOW)), delete_is, "{allowed}");
+        assert!(create(Asker::Admin, &vm, &wanted, &Usage::default()).is_ok());
+        assert!(read(Asker::Admin, &vm).is_ok());
+        assert!(delete_as_admin(&snapshot(&vm), NOW).is_ok());
+    }
+}
+
+#[test]
+fn a_guest_reads_what_is_its_own_and_the_administrator_what_is_asked_for() {
+    let [vm, _] = machines("");
+    assert_eq!(*read(Asker::Guest, &vm).unwrap().get(), Scope(Some(vm.uuid)));
+    assert_eq!(read_as_admin(None).into_inner(), Scope(None));
+    assert_eq!(read_as_admin(Some(vm.uuid)).into_inner(), Scope(Some(vm.uuid)));
+}
+
+#[test]
+fn a_guest_that_may_not_delete_deletes_nothing_however_its_verbs_are() {
+    let [vm, _] = machines("guest_may_delete = false");
+    let refused = delete(&vm, &snapshot(&vm), NOW).unwrap_err();
+    assert_eq!((refused.code, refused.code.exit_code()), (ErrorCode::Refused, 4));
+    assert!(refused.hint.as_str().contains("guest_may_delete"), "{refused}");
+    assert!(delete_as_admin(&snapshot(&vm), NOW).is_ok());
+}
+
+#[test]
+fn disks_that_are_not_its_own_none_or_one_twice_are_refused_and_the_others_are_as_configured() {
+    let [vm, neighbour] = machines("");
+    let decide = |vm: &Vm, serials: &[&str]| create(Asker::Guest, vm, &asked(serials), &Usage::default());
+    assert_eq!(code(decide(&vm, &[])), Some(ErrorCode::BadRequest));
+    assert_eq!(code(decide(&vm, &["data", "data"])), Some(ErrorCode::BadRequest));
+    assert_eq!(code(decide(&vm, &["data", "other"])), Some(ErrorCode::UnknownDisk));
+    assert_eq!(code(decide(&neighbour, &["data"])), Some(ErrorCode::UnknownDisk));
+    let allowed = decide(&vm, &["log", "data"]).unwrap().into_inner();
+    let paths: Vec<_> = allowed.disks.iter().map(|(disk, _)| disk.source.to_string()).collect();
+    assert_eq!((allowed.vm.uuid, paths), (vm.uuid, vec!["/s/b".to_owned(), "/s/a".to_owned()]));
+}
+
+#[test]
+fn a_quota_is_used_up_to_its_last_snapshot_and_byte_and_not_beyond() {
+    let [vm, _] = machines("quota = { snapshots = 3, per_hour = 5, bytes = 10000 }");
+    let decide = |snapshots, created_last_hour, bytes, asker| {
+        let usage = Usage { snapshots, bytes, created_last_hour };
+        code(create(asker, &vm, &asked(&["data", "log"]), &usage))
+    };
+    let over = Some(ErrorCode::QuotaExceeded);
+    assert_eq!(decide(2, 4, 8000, Asker::Guest), None);
+    assert_eq!(decide(3, 0, 0, Asker::Guest), over);
+    assert_eq!(decide(0, 5, 0, Asker::Guest), over);
+    assert_eq!(decide(0, 0, 8001, Asker::Guest), over);
+    assert_eq!(decide(0, 0, u64::MAX, Asker::Guest), over);
+    // The administrator asks for the guest: its quota is kept.
+    assert_eq!(decide(3, 0, 0, Asker::Admin), over);
+    let [unlimited, _] = machines("quota = { snapshots = 3 }");
+    let usage = Usage { snapshots: 2, bytes: u64::MAX, created_last_hour: 0 };
+    assert!(create(Asker::Guest, &unlimited, &asked(&["data"]), &usage).is_ok());
+}
+
+#[test]
+fn the_floor_of_a_pool_stays_free_to_its_last_byte() {
+    assert!(room("s", 100, 100).is_ok());
+    let refused = room("s", 99, 100).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::QuotaExceeded);
+}
+
+#[test]
+fn a_locked_snapshot_is_removed_by_nobody_until_the_very_moment() {
+    let [vm, _] = machines("");
+    let locked = SnapshotRecord {
+        locked_until: Some(UnixMillis(NOW.0 + 1)),
+        expires_at: Some(UnixMillis(NOW.0 - 1)),
+        ..snapshot(&vm)
+    };
+    let by_all = |now: UnixMillis| {
+        let expired = expire(&locked, now, u64::MAX).is_some();
+        [code(delete(&vm, &locked, now)).is_none(), code(delete_as_admin(&locked, now)).is_none(), expired]
+    };
+    assert_eq!(by_all(NOW), [false; 3]);
+    assert_eq!(by_all(UnixMillis(NOW.0 + 1)), [true; 3]);
+    let refused = delete_as_admin(&locked, NOW).unwrap_err();
+    assert_eq!((refused.code, refused.code.exit_code()), (ErrorCode::Locked, 4));
+}
+
+#[test]
+fn a_snapshot_expires_at_its_end_and_without_one_never() {
+    let [vm, _] = machines("");
+    let ends = |at: u64| SnapshotRecord { expires_at: Some(UnixMillis(at)), ..snapshot(&vm) };
+    assert!(expire(&ends(NOW.0 + 1), NOW, 0).is_none());
+    assert_eq!(expire(&ends(NOW.0), NOW, 0).unwrap().get().0.vm_uuid, vm.uuid);
+    assert!(expire(&snapshot(&vm), UnixMillis(u64::MAX), u64::MAX).is_none());
+    // To be kept for an hour from a moment far ahead.
+    let ahead = SnapshotRecord { created_at: UnixMillis(NOW.0 * 9), ..ends(NOW.0 * 9 + HOUR) };
+    assert!(expire(&ahead, NOW, HOUR - 1).is_none());
+    assert!(expire(&ahead, NOW, HOUR).is_some());
+}
