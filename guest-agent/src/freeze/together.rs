@@ -11,7 +11,6 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use super::shared::Shared;
-use super::urgent;
 
 /// More would only queue for the same disks.
 const MOST_WORKERS: usize = 8;
@@ -64,9 +63,6 @@ impl Together {
     /// A worker's part. When the last one comes back, all that may be frozen is.
     pub(super) fn freeze(&self, shared: &Shared, files: &[File]) {
         self.each(|rank| &rank.next_to_flush, |index| shared.flush(files, index));
-        // Who waited for the write-back would wait for the thaw as well: two waits in one.
-        urgent::let_others_write();
-        self.meet();
         self.each(|rank| &rank.next_to_freeze, |index| shared.freeze(files, index));
     }
 
