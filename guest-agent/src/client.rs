@@ -14,8 +14,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use protocol::message::{
-    Conclude, CutDone, DeleteOutcome, DiskInfo, Hello, List, Page, Planned, Prepare, Prepared, Progress,
-    Reply, Request, Welcome,
+    Conclude, CutDone, DeleteOutcome, DiskAbilities, DiskInfo, Hello, List, Page, Planned, Prepare, Prepared,
+    Progress, Reply, Request, Welcome,
 };
 use protocol::text::{Name, SnapshotRef};
 use protocol::{ErrorCode, SnapshotId, SnapshotRecord, Ticket, VERSIONS, WireError};
@@ -181,6 +181,16 @@ impl Client {
         match self.ask(&Request::Delete(id), self.limits.prepare)? {
             Reply::Deleted(outcome) => Ok(outcome),
             other => Err(unexpected("Delete", &other)),
+        }
+    }
+
+    /// What the storage of each disk can do. A host that is older than this question does not say.
+    pub fn abilities(&mut self) -> Result<Option<Vec<DiskAbilities>>, ClientError> {
+        match self.ask(&Request::Abilities, self.limits.prepare) {
+            Ok(Reply::Abilities(disks)) => Ok(Some(disks.into_inner())),
+            Ok(other) => Err(unexpected("Abilities", &other)),
+            Err(ClientError::Told(error)) if error.code == ErrorCode::Malformed => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

@@ -22,6 +22,7 @@ use crate::freeze::{self, Emergency};
 use crate::topology::select::{self, DiskOverview};
 use crate::topology::{capture, mountinfo};
 use crate::{daemon, doctor};
+use print::Known;
 
 /// Reads the command line. One that can't be understood ends the program: with exit code 2, and as
 /// JSON if that is how it wants errors.
@@ -188,9 +189,14 @@ fn disks(host: &HostAddress, json: bool) -> Result<(), WireError> {
     let overview = select::overview(&capture);
     // What the guest itself knows is shown even when the host can't be asked.
     let known = Client::connect(host, Limits::default())
-        .and_then(|mut client| client.disks())
+        .and_then(|mut client| {
+            let disks = client.disks()?;
+            // Asked last: an older host ends the conversation for it.
+            Ok((disks, client.abilities()?.unwrap_or_default()))
+        })
         .map_err(WireError::from);
-    print::disks(&overview, known.as_deref(), json);
+    let told = known.as_ref().map(|(disks, abilities)| Known { disks, abilities });
+    print::disks(&overview, told, json);
     known.map(drop)
 }
 

@@ -1,5 +1,6 @@
 //! The administrator's command line: asks the running service and prints what it says.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -10,12 +11,13 @@ use protocol::agent::AgentCreate;
 use protocol::message::{DeleteOutcome, List};
 use protocol::text::{LabelKey, LabelValue, MountPath, Name, SnapshotRef};
 use protocol::view::SnapshotView;
-use protocol::{ErrorCode, RequestId, SnapshotRecord, WireError};
+use protocol::{DiskSerial, ErrorCode, RequestId, SnapshotRecord, WireError};
 use serde::Serialize;
 use tokio::net::UnixStream;
 
 use crate::cli::{Ask, Command, Create, Output};
-use crate::control::{ControlReply, ControlRequest};
+use crate::control::{Compared, ControlReply, ControlRequest};
+use crate::drivers::Extent;
 use crate::failure;
 use crate::service::chain;
 use crate::transport;
@@ -33,6 +35,7 @@ pub fn run(command: Command) -> ExitCode {
         | Command::Show { ask, .. }
         | Command::Create { ask, .. }
         | Command::Delete { ask, .. }
+        | Command::Changes { ask, .. }
         | Command::Ping { ask, .. } => ask.output.json,
         Command::Serve(_)
         | Command::Check { .. }
@@ -76,6 +79,10 @@ async fn dispatch(command: Command) -> Result<(), WireError> {
             ControlReply::Report(report) => print::report(&report, ask.output),
             other => return Err(unexpected(&other)),
         },
+        Command::Changes { ask, from, to, disk } => {
+            let (compared, extents) = compare(&ask, from, to, disk).await?;
+            print::changes(&compared, &extents, ask.output);
+        }
         Command::Serve(_)
         | Command::Check { .. }
         | Command::RebuildCatalog { .. }
@@ -132,6 +139,31 @@ async fn delete(ask: &Ask, snapshots: Vec<SnapshotRef>) -> Result<(), WireError>
     // What was deleted is said, whatever came then.
     print::deleted(&outcomes, ask.output);
     failed
+}
+
+/// What changed on each disk, in the order of the comparison's disks.
+async fn compare(
+    ask: &Ask,
+    from: SnapshotRef,
+    to: SnapshotRef,
+    disk: Option<DiskSerial>,
+) -> Result<(Compared, Vec<Vec<Extent>>), WireError> {
+    let mut stream = connect(&ask.control).await?;
+    let asked = ControlRequest::Changes { from, to, disk };
+    transport::send(&mut stream, &asked).await.map_err(|error| broken(&error))?;
+    let mut extents: BTreeMap<DiskSerial, Vec<Extent>> = BTreeMap::new();
+    loop {
+        match transport::receive(&mut stream, SILENCE_LIMIT).await.map_err(|error| broken(&error))? {
+            ControlReply::Extents(disk, some) => extents.entry(disk).or_default().extend(some),
+            ControlReply::Compared(compared) => {
+                let of = |(disk, ..): &(DiskSerial, Name, u64)| extents.remove(disk).unwrap_or_default();
+                let extents = compared.disks.iter().map(of).collect();
+                return Ok((*compared, extents));
+            }
+            ControlReply::Error(error) => return Err(error),
+            other => return Err(unexpected(&other)),
+        }
+    }
 }
 
 async fn create_one(ask: &Ask, create: Create) -> Result<Box<SnapshotRecord>, WireError> {

@@ -1,5 +1,6 @@
 //! `hostsnapd check`: proves a configuration without changing anything and without the service.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -11,7 +12,7 @@ use crate::config::{Config, PeerId, Vm};
 use crate::drivers::VolumeFacts;
 use crate::failure;
 use crate::service::chain;
-use crate::world::World;
+use crate::world::{Store, World};
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
@@ -19,6 +20,18 @@ struct Finding {
     what: String,
     ok: bool,
     says: String,
+    #[serde(flatten)]
+    disk: Option<DiskFacts>,
+}
+
+/// What the storage of a disk can do.
+#[derive(Debug, Serialize)]
+struct DiskFacts {
+    driver: &'static str,
+    abilities: Vec<&'static str>,
+    limits: &'static str,
+    free_bytes: Option<u64>,
+    floor_bytes: u64,
 }
 
 /// Looks at everything; exit code 0 if all is well, 6 if something would fail, 2 if the
@@ -37,13 +50,35 @@ pub fn run(config: &Path, output: Output) -> ExitCode {
     } else {
         for finding in &findings {
             println!("{:<4}  {:<40}  {}", if finding.ok { "ok" } else { "FAIL" }, finding.what, finding.says);
+            if let Some(disk) = &finding.disk {
+                println!("      {:<40}  {}", "", disk.line());
+            }
         }
     }
     if findings.iter().all(|finding| finding.ok) { ExitCode::SUCCESS } else { ExitCode::from(6) }
 }
 
+impl DiskFacts {
+    fn of(store: &Store, free_bytes: Option<u64>) -> Self {
+        Self {
+            driver: store.driver.name(),
+            abilities: store.driver.abilities().words(),
+            limits: store.driver.limits(),
+            free_bytes,
+            floor_bytes: store.config.min_free,
+        }
+    }
+
+    fn line(&self) -> String {
+        let room = self.free_bytes.map_or_else(|| "?".to_owned(), view::size);
+        let Self { driver, abilities, limits, .. } = self;
+        format!("{driver}, {room} free; can: {}; {limits}", view::abilities(abilities))
+    }
+}
+
 fn look(world: &World) -> Vec<Finding> {
     let mut findings = Vec::new();
+    let mut rooms = BTreeMap::new();
     for store in world.stores() {
         let free = store.driver.free_bytes();
         let floor = store.config.min_free;
@@ -52,9 +87,10 @@ fn look(world: &World) -> Vec<Finding> {
             Ok(free) => {
                 (false, format!("{} free, less than the floor of {}", view::size(free), view::size(floor)))
             }
-            Err(error) => (false, chain(&error)),
+            Err(ref error) => (false, chain(error)),
         };
-        findings.push(Finding { what: format!("store {}", store.config.name), ok, says });
+        rooms.insert(store.config.name.as_str(), free.ok());
+        findings.push(Finding { what: format!("store {}", store.config.name), ok, says, disk: None });
     }
     if world.config.service.listen_vsock {
         let there = Path::new("/dev/vhost-vsock").exists();
@@ -63,17 +99,24 @@ fn look(world: &World) -> Vec<Finding> {
         } else {
             "there is no /dev/vhost-vsock: load the module vhost_vsock, or set listen_vsock = false"
         };
-        findings.push(Finding { what: "AF_VSOCK".to_owned(), ok: there, says: says.to_owned() });
+        findings.push(Finding { what: "AF_VSOCK".to_owned(), ok: there, says: says.to_owned(), disk: None });
     }
     for vm in &world.config.vms {
         findings.extend(look_at_peer(vm));
         for disk in &vm.disks {
-            let checked = world.store(disk).driver.check(&World::volume(vm, disk));
+            let store = world.store(disk);
+            let checked = store.driver.check(&World::volume(vm, disk));
             let (ok, says) = match checked {
                 Ok(VolumeFacts { size_bytes }) => (true, view::size(size_bytes)),
                 Err(error) => (false, chain(&error)),
             };
-            findings.push(Finding { what: format!("disk {} of {}", disk.serial, vm.name), ok, says });
+            let facts = DiskFacts::of(store, rooms.get(disk.store.as_str()).copied().flatten());
+            findings.push(Finding {
+                what: format!("disk {} of {}", disk.serial, vm.name),
+                ok,
+                says,
+                disk: Some(facts),
+            });
         }
     }
     findings
@@ -86,5 +129,5 @@ fn look_at_peer(vm: &Vm) -> Option<Finding> {
         Some(_) => format!("{}_{}", path.display(), protocol::PORT),
         None => format!("the folder of {} does not exist", path.display()),
     };
-    Some(Finding { what: format!("socket of {}", vm.name), ok: folder.is_some(), says })
+    Some(Finding { what: format!("socket of {}", vm.name), ok: folder.is_some(), says, disk: None })
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use protocol::args::{duration, label};
 use protocol::text::{LabelKey, LabelValue, Name, Note, SnapshotRef};
-use protocol::{Consistency, RequestId};
+use protocol::{Consistency, DiskSerial, RequestId};
 
 /// What every command's exit code means; the guest's program has the same.
 const EXIT_CODES: &str = "\
@@ -90,6 +90,24 @@ pub enum Command {
         ask: Ask,
         /// The virtual machine
         vm: Name,
+    },
+    /// Show where the disks of one snapshot differ from another's
+    ///
+    /// The storage tells it, where it can, from its own maps and without reading the disks. All bytes outside of the extents
+    /// are the same; within them some may be the same too. With --json every extent is listed, in bytes.
+    Changes {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        ask: Ask,
+        /// The snapshot to compare with: an identifier, or a unique prefix of one
+        #[arg(value_name = "A")]
+        from: SnapshotRef,
+        /// The snapshot to compare, of the same virtual machine
+        #[arg(value_name = "B")]
+        to: SnapshotRef,
+        /// Only this disk
+        #[arg(long, value_name = "SERIAL")]
+        disk: Option<DiskSerial>,
     },
     /// Compare the catalog with the storage and finish what is unfinished
     Reconcile(Ask),

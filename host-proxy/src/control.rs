@@ -11,15 +11,16 @@ use std::time::{Duration, Instant};
 use protocol::agent::{AgentCreate, AgentPhase};
 use protocol::message::{DeleteOutcome, DiskInfo, List, Page, Progress};
 use protocol::text::{Line, Name, SnapshotRef};
-use protocol::{BoundedVec, ErrorCode, SnapshotId, SnapshotRecord, VmUuid, WireError};
+use protocol::{BoundedVec, DiskSerial, ErrorCode, SnapshotId, SnapshotRecord, VmUuid, WireError};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::agent::Agent;
 use crate::audit::{Decision, Event};
 use crate::config::Vm;
+use crate::drivers::Extent;
 use crate::policy;
-use crate::service::{Report, Service};
+use crate::service::{DiskChanges, Report, Service};
 use crate::transport::{self, TransportError};
 
 /// How soon a request must come.
@@ -57,6 +58,15 @@ pub enum ControlRequest {
     Ping(Name),
     /// Compare the catalog with the storage.
     Reconcile,
+    /// What changed between two snapshots?
+    Changes {
+        /// What it is compared with.
+        from: SnapshotRef,
+        /// What is compared.
+        to: SnapshotRef,
+        /// Only this disk.
+        disk: Option<DiskSerial>,
+    },
 }
 
 /// What the service answers.
@@ -78,6 +88,21 @@ pub enum ControlReply {
     Report(Report),
     /// To anything.
     Error(WireError),
+    /// To `Changes`, any number of times before the final reply: some extents of a disk, in order.
+    Extents(DiskSerial, Vec<Extent>),
+    /// To `Changes`, when all extents were told.
+    Compared(Box<Compared>),
+}
+
+/// Which snapshots were compared, and which of their disks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compared {
+    /// What it was compared with.
+    pub from: SnapshotId,
+    /// What was compared.
+    pub to: SnapshotId,
+    /// Each disk, its driver, its size in bytes.
+    pub disks: BoundedVec<(DiskSerial, Name, u64), 64>,
 }
 
 /// A virtual machine as the administrator sees it.
@@ -188,6 +213,7 @@ async fn answer(
         }
         ControlRequest::Ping(vm) => ControlReply::Pong(ping(&vm_named(service, &vm)?).await?),
         ControlRequest::Reconcile => ControlReply::Report(service.reconcile().await?),
+        ControlRequest::Changes { from, to, disk } => compare(service, stream, from, to, disk).await?,
     })
 }
 
@@ -207,6 +233,33 @@ async fn vms(service: &Arc<Service>) -> Result<Vec<VmStatus>, WireError> {
         });
     }
     Ok(all)
+}
+
+/// Tells the extents as they fit into frames, then which disks they are of.
+async fn compare(
+    service: &Arc<Service>,
+    stream: &mut UnixStream,
+    from: SnapshotRef,
+    to: SnapshotRef,
+    disk: Option<DiskSerial>,
+) -> Result<ControlReply, WireError> {
+    /// An extent has at most 18 bytes on the wire, a frame 64 KiB.
+    const AT_ONCE: usize = 3000;
+    let scope = policy::read_as_admin(None);
+    service.freshen().await;
+    let (from, to) = (service.get(&scope, from).await?, service.get(&scope, to).await?);
+    let all = service.changes(policy::compare_as_admin(&from, &to)?, disk).await?;
+    let mut disks = Vec::with_capacity(all.len());
+    for DiskChanges { disk, driver, size_bytes, extents } in all {
+        for some in extents.chunks(AT_ONCE) {
+            let told = ControlReply::Extents(disk.clone(), some.to_vec());
+            let sent = transport::send(stream, &told).await;
+            sent.map_err(|_| WireError::new(ErrorCode::Unreachable, "whoever asked has gone"))?;
+        }
+        disks.push((disk, driver, size_bytes));
+    }
+    let disks = disks.try_into().expect("a snapshot has at most 64 disks");
+    Ok(ControlReply::Compared(Box::new(Compared { from: from.id, to: to.id, disks })))
 }
 
 fn vm_named(service: &Service, name: &Name) -> Result<Vm, WireError> {

@@ -15,7 +15,10 @@
 //! All calls block; the service runs them on threads of their own and never waits without a limit.
 //! `contract` says what every driver promises, and is run against each on real storage.
 
+mod abilities;
 pub mod btrfs;
+mod extents;
+mod fiemap;
 mod folder;
 mod image;
 pub mod lvm_thin;
@@ -28,6 +31,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use protocol::{DiskSerial, SnapshotId, VmUuid};
+
+pub use abilities::{Abilities, SetCut};
+pub use extents::Extent;
 
 /// A storage device, with one place where it keeps its snapshots.
 pub trait Driver: Send + Sync {
@@ -71,6 +77,26 @@ pub trait Driver: Send + Sync {
     fn expose(&self) -> Option<&dyn Expose> {
         None
     }
+
+    /// Tells what changed between two snapshots, for drivers whose storage knows.
+    fn changes(&self) -> Option<&dyn Changes> {
+        None
+    }
+
+    /// How a set of several volumes is cut.
+    fn set_cut(&self) -> SetCut {
+        SetCut::Each
+    }
+
+    /// What its volumes must be and what a snapshot takes, in one line for people; no path of the host.
+    fn limits(&self) -> &'static str {
+        ""
+    }
+
+    /// What it can do besides what every driver can.
+    fn abilities(&self) -> Abilities {
+        Abilities { set: self.set_cut(), expose: self.expose().is_some(), changes: self.changes().is_some() }
+    }
 }
 
 /// Everything is ready; the next step is the atomic point. Dropping it leaves the rest to
@@ -108,6 +134,13 @@ pub trait CutSet: Send + Sync {
 pub trait Expose {
     /// Where to read the snapshot of this volume, read-only.
     fn expose(&self, owner: Owner, volume: &DiskSerial) -> Result<Exposed, DriverError>;
+}
+
+/// The ability to tell what changed between two snapshots of a volume.
+pub trait Changes {
+    /// Where bytes of this volume's snapshot `to` may not be as in `from`, in any order of time: sorted, none touching
+    /// another, within `to`. All bytes outside of them are the same in both. `NotFound` without such snapshots.
+    fn changes(&self, from: Owner, to: Owner, volume: &DiskSerial) -> Result<Vec<Extent>, DriverError>;
 }
 
 /// One virtual disk, as the configuration names it.

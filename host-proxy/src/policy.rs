@@ -4,7 +4,7 @@
 //! service takes nothing else, so a forgotten check does not compile.
 
 use protocol::message::{DiskRequest, Prepare};
-use protocol::record::{SnapshotRecord, UnixMillis};
+use protocol::record::{SnapshotRecord, State, UnixMillis};
 use protocol::{ErrorCode, VmUuid, WireError};
 
 use crate::catalog::Usage;
@@ -52,6 +52,15 @@ pub struct Scope(pub Option<VmUuid>);
 /// This snapshot may be removed.
 #[derive(Debug, Clone)]
 pub struct Delete(pub SnapshotRecord);
+
+/// What changed between these two snapshots of one machine may be told.
+#[derive(Debug, Clone)]
+pub struct Compare {
+    /// What it is compared with.
+    pub from: SnapshotRecord,
+    /// What is compared.
+    pub to: SnapshotRecord,
+}
 
 /// Decides on a new snapshot. A repeat of a request that was answered never comes here.
 pub fn create(asker: Asker, vm: &Vm, prepare: &Prepare, usage: &Usage) -> Result<Allowed<Create>, WireError> {
@@ -136,6 +145,27 @@ pub fn read_as_admin(vm: Option<VmUuid>) -> Allowed<Scope> {
 pub fn delete_as_admin(record: &SnapshotRecord, now: UnixMillis) -> Result<Allowed<Delete>, WireError> {
     unlocked(record, now)?;
     Ok(Allowed(Delete(record.clone())))
+}
+
+/// The administrator compares what can be compared: whole snapshots of one machine.
+pub fn compare_as_admin(from: &SnapshotRecord, to: &SnapshotRecord) -> Result<Allowed<Compare>, WireError> {
+    if from.vm_uuid != to.vm_uuid {
+        return Err(WireError::new(
+            ErrorCode::BadRequest,
+            format!(
+                "{} is of {}, {} of {}: only snapshots of one machine are compared",
+                from.id, from.vm, to.id, to.vm
+            ),
+        ));
+    }
+    match [from, to].into_iter().find(|record| record.state != State::Ready) {
+        None => Ok(Allowed(Compare { from: from.clone(), to: to.clone() })),
+        Some(record) => Err(WireError::new(
+            ErrorCode::Busy,
+            format!("the snapshot {} is not ready but {}", record.id, record.state.as_str()),
+        )
+        .hint("hostsnapd list shows which are ready")),
+    }
 }
 
 /// Decides on a guest's removal of a snapshot.

@@ -7,6 +7,8 @@
 //! | `operation` | ready → cut → concluded: up to the storage's atomic point and what it is worth |
 //! | `agentless` | a snapshot of a machine whose guest has no agent |
 //! | `settle` | from cut to durable, in the background, with progress |
+//! | `abilities` | what the storage of each disk can do |
+//! | `changes` | what changed between two snapshots |
 //! | `read` | disks, lists, single snapshots |
 //! | `delete` | removal on demand and when a snapshot's time is over |
 //! | `forget` | failed snapshots that were shown for long enough |
@@ -15,8 +17,10 @@
 //! | `shared` | stores that other hosts use too |
 //! | `blocking`, `errors`, `in_flight`, `manifest` | what those share |
 
+mod abilities;
 mod agentless;
 mod blocking;
+mod changes;
 mod clock;
 mod create;
 mod delete;
@@ -37,6 +41,7 @@ use protocol::record::UnixMillis;
 use tokio::sync::Semaphore;
 
 pub use blocking::{Job, Tell, Workers};
+pub use changes::DiskChanges;
 pub use clock::{Clock, now};
 pub use create::Outcome;
 pub use errors::chain;

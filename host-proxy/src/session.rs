@@ -193,6 +193,7 @@ impl Session {
             Request::Hello(_) => Err(out_of_order("Hello was said before")),
             Request::Ping(number) => Ok(Reply::Pong(number)),
             Request::Disks => self.disks().await,
+            Request::Abilities => self.abilities().await,
             Request::Prepare(prepare) => self.prepare(&prepare).await,
             Request::Cut(cut) => self.cut(cut).await,
             Request::Conclude(conclude) => self.conclude(stream, conclude).await?,
@@ -212,6 +213,15 @@ impl Session {
         policy::read(Asker::Guest, &vm)?;
         let disks = self.service.disks(&vm).await;
         Ok(Reply::Disks(disks.try_into().map_err(|error: protocol::bounded::TooMany| {
+            WireError::new(ErrorCode::Internal, error.to_string())
+        })?))
+    }
+
+    async fn abilities(&self) -> Answer {
+        let vm = self.vm()?;
+        policy::read(Asker::Guest, &vm)?;
+        let disks = self.service.abilities(&vm).await;
+        Ok(Reply::Abilities(disks.try_into().map_err(|error: protocol::bounded::TooMany| {
             WireError::new(ErrorCode::Internal, error.to_string())
         })?))
     }

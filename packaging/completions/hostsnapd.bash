@@ -19,6 +19,9 @@ _hostsnapd() {
             hostsnapd,audit)
                 cmd="hostsnapd__subcmd__audit"
                 ;;
+            hostsnapd,changes)
+                cmd="hostsnapd__subcmd__changes"
+                ;;
             hostsnapd,check)
                 cmd="hostsnapd__subcmd__check"
                 ;;
@@ -54,6 +57,9 @@ _hostsnapd() {
                 ;;
             hostsnapd__subcmd__help,audit)
                 cmd="hostsnapd__subcmd__help__subcmd__audit"
+                ;;
+            hostsnapd__subcmd__help,changes)
+                cmd="hostsnapd__subcmd__help__subcmd__changes"
                 ;;
             hostsnapd__subcmd__help,check)
                 cmd="hostsnapd__subcmd__help__subcmd__check"
@@ -95,7 +101,7 @@ _hostsnapd() {
 
     case "${cmd}" in
         hostsnapd)
-            opts="-h -V --help --version serve check vms list show create delete ping reconcile rebuild-catalog audit help"
+            opts="-h -V --help --version serve check vms list show create delete ping changes reconcile rebuild-catalog audit help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -124,6 +130,28 @@ _hostsnapd() {
                     return 0
                     ;;
                 --since)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnapd__subcmd__changes)
+            opts="-h --control --json --disk --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --control)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --disk)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -213,7 +241,7 @@ _hostsnapd() {
             return 0
             ;;
         hostsnapd__subcmd__help)
-            opts="serve check vms list show create delete ping reconcile rebuild-catalog audit help"
+            opts="serve check vms list show create delete ping changes reconcile rebuild-catalog audit help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -227,6 +255,20 @@ _hostsnapd() {
             return 0
             ;;
         hostsnapd__subcmd__help__subcmd__audit)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnapd__subcmd__help__subcmd__changes)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

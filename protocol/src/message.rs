@@ -37,6 +37,8 @@ pub enum Request {
     Get(SnapshotRef),
     /// Remove one snapshot of this virtual machine, by its whole identifier.
     Delete(SnapshotId),
+    /// What can the storage of each disk of this virtual machine do, and how full is it?
+    Abilities,
 }
 
 /// What the host answers.
@@ -68,6 +70,8 @@ pub enum Reply {
     Deleted(DeleteOutcome),
     /// To anything.
     Error(WireError),
+    /// To `Abilities`.
+    Abilities(BoundedVec<DiskAbilities, 64>),
 }
 
 /// The protocol versions that one side speaks, both ends included.
@@ -243,6 +247,21 @@ pub struct DiskInfo {
     pub size_bytes: Option<u64>,
     /// Empty, or why a snapshot of it would fail now.
     pub problem: Line,
+}
+
+/// What a disk's storage can do besides taking, listing and deleting snapshots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskAbilities {
+    /// The disk.
+    pub serial: DiskSerial,
+    /// A word for each ability, such as `set-atomic`. Words that are not known say nothing.
+    pub abilities: BoundedVec<Name, 16>,
+    /// What the disk must be, and what a snapshot of it takes: one sentence for people.
+    pub limits: Line,
+    /// Room for snapshots, in bytes, where the storage says it.
+    pub free_bytes: Option<u64>,
+    /// Below so much room no snapshot is begun, in bytes.
+    pub floor_bytes: u64,
 }
 
 /// What became of a deletion.

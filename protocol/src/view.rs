@@ -130,6 +130,12 @@ pub fn size(bytes: u64) -> String {
     format!("{value:.1} {}", UNITS[exponent - 1])
 }
 
+/// What a storage can do, for people.
+pub fn abilities(words: &[impl AsRef<str>]) -> String {
+    let words: Vec<_> = words.iter().map(AsRef::as_ref).collect();
+    if words.is_empty() { "nothing more".to_owned() } else { words.join(", ") }
+}
+
 /// One snapshot for people, a line for each fact.
 pub fn block(record: &SnapshotRecord) -> String {
     let mut text = String::new();

@@ -62,7 +62,19 @@ fn the_bytes_of_every_message_are_what_they_always_were() {
 /// is in `common`.
 #[test]
 fn every_variant_has_golden_bytes() {
-    let requests = ["Hello", "Ping", "Disks", "Prepare", "Cut", "Conclude", "Abort", "List", "Get", "Delete"];
+    let requests = [
+        "Hello",
+        "Ping",
+        "Disks",
+        "Prepare",
+        "Cut",
+        "Conclude",
+        "Abort",
+        "List",
+        "Get",
+        "Delete",
+        "Abilities",
+    ];
     let of_request = |value: &Request| match value {
         Request::Hello(_) => "Hello",
         Request::Ping(_) => "Ping",
@@ -74,6 +86,7 @@ fn every_variant_has_golden_bytes() {
         Request::List(_) => "List",
         Request::Get(_) => "Get",
         Request::Delete(_) => "Delete",
+        Request::Abilities => "Abilities",
     };
     let seen: BTreeSet<_> = common::requests().iter().map(|(_, value)| of_request(value)).collect();
     assert_eq!(seen, requests.into());
@@ -92,6 +105,7 @@ fn every_variant_has_golden_bytes() {
         "Snapshots",
         "Deleted",
         "Error",
+        "Abilities",
     ];
     let of_reply = |value: &Reply| match value {
         Reply::Hello(_) => "Hello",
@@ -107,6 +121,7 @@ fn every_variant_has_golden_bytes() {
         Reply::Snapshots(_) => "Snapshots",
         Reply::Deleted(_) => "Deleted",
         Reply::Error(_) => "Error",
+        Reply::Abilities(_) => "Abilities",
     };
     let seen: BTreeSet<_> = common::replies().iter().map(|(_, value)| of_reply(value)).collect();
     assert_eq!(seen, replies.into());

@@ -34,7 +34,7 @@ impl Tools {
         match self {
             Self::Xfs => &["/sbin/mkfs.xfs"],
             Self::Btrfs => &["/bin/mkfs.btrfs", "/bin/btrfs"],
-            Self::DeviceMapper => &["/sbin/lvm", "/sbin/dmsetup", "/sbin/cryptsetup"],
+            Self::DeviceMapper => &["/sbin/lvm", "/sbin/dmsetup", "/sbin/cryptsetup", "/usr/sbin/thin_delta"],
             Self::Md => &["/sbin/mdadm"],
             Self::VsockLoopback => &[],
             Self::Host => &["/usr/bin/qemu-system-x86_64"],

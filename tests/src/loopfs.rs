@@ -92,6 +92,21 @@ impl LoopFs {
     }
 }
 
+impl LoopFs {
+    /// Takes the power from it and gives it back: what the file system had not written to its device is lost. Nobody may have
+    /// anything of it open.
+    ///
+    /// # Panics
+    /// When it can't be unmounted, or mounted again.
+    pub fn lose_power(&self) {
+        let after = self.folder.path().join("after");
+        run(Command::new("cp").arg("--sparse=always").arg(self.image()).arg(&after));
+        run(Command::new("umount").arg(self.path()));
+        std::fs::rename(after, self.image()).expect("what the device has");
+        run(Command::new("mount").args(["-o", "loop"]).arg(self.image()).arg(self.path()));
+    }
+}
+
 /// Takes all the room of a file system as long as it lives.
 pub struct Filler(PathBuf);
 

@@ -20,6 +20,7 @@ const PACKAGES: &[&str] = &[
     "busybox-static",
     "lvm2",
     "dmsetup",
+    "thin-provisioning-tools",
     "cryptsetup-bin",
     "mdadm",
     "python3",

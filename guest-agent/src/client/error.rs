@@ -78,6 +78,7 @@ pub(super) const fn kind(reply: &Reply) -> &'static str {
         Reply::Hello(_) => "Hello",
         Reply::Pong(_) => "Pong",
         Reply::Disks(_) => "Disks",
+        Reply::Abilities(_) => "Abilities",
         Reply::Prepared(_) => "Prepared",
         Reply::Planned(_) => "Planned",
         Reply::Existing(_) => "Existing",

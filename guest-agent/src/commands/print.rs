@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use protocol::message::{DeleteOutcome, DiskInfo, Planned};
+use protocol::message::{DeleteOutcome, DiskAbilities, DiskInfo, Planned};
 use protocol::text::MountPath;
 use protocol::view::{self, ErrorView, SnapshotView};
 use protocol::{ErrorCode, SnapshotId, SnapshotRecord, WireError};
@@ -103,10 +103,22 @@ pub(super) fn plan(planned: &Planned, target: &Target, left_out: &[DiskOverview]
     }
 }
 
-pub(super) fn disks(overview: &[DiskOverview], known: Result<&[DiskInfo], &WireError>, json: bool) {
+/// What the host knows of this machine's disks.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) disks: &'a [DiskInfo],
+    /// None from a host that does not say.
+    pub(super) abilities: &'a [DiskAbilities],
+}
+
+pub(super) fn disks(overview: &[DiskOverview], known: Result<Known<'_>, &WireError>, json: bool) {
     let of_host = |disk: &DiskOverview| {
         let serial = disk.serial.as_ref()?.parse().ok()?;
-        known.ok()?.iter().find(|known| known.serial.same_disk(&serial))
+        known.ok()?.disks.iter().find(|known| known.serial.same_disk(&serial))
+    };
+    let can = |disk: &DiskOverview| {
+        let serial = disk.serial.as_ref()?.parse().ok()?;
+        known.ok()?.abilities.iter().find(|known| known.serial.same_disk(&serial))
     };
     let problem = |disk: &DiskOverview| match (&disk.problem, of_host(disk)) {
         (Some(problem), _) => problem.clone(),
@@ -121,7 +133,11 @@ pub(super) fn disks(overview: &[DiskOverview], known: Result<&[DiskInfo], &WireE
                 let mounts: Vec<_> =
                     disk.mounts.iter().map(|(path, kind)| json!({ "path": path, "fstype": kind })).collect();
                 json!({ "name": disk.name, "disk": disk.serial, "size_bytes": disk.size_bytes, "mounts": mounts,
-                        "driver": of_host(disk).map(|host| &host.driver), "problem": problem(disk) })
+                        "driver": of_host(disk).map(|host| &host.driver), "problem": problem(disk),
+                        "abilities": can(disk).map(|can| &can.abilities),
+                        "limits": can(disk).map(|can| &can.limits),
+                        "free_bytes": can(disk).and_then(|can| can.free_bytes),
+                        "floor_bytes": can(disk).map(|can| can.floor_bytes) })
             })
             .collect();
         return self::json(&disks);
@@ -140,6 +156,17 @@ pub(super) fn disks(overview: &[DiskOverview], known: Result<&[DiskInfo], &WireE
             of_host(disk).map_or("-", |host| host.driver.as_str()),
             mounts.join(" "),
             problem(disk)
+        ));
+    }
+    for (disk, can) in overview.iter().filter_map(|disk| Some((disk, can(disk)?))) {
+        let words: Vec<_> = can.abilities.iter().map(|word| word.as_str()).collect();
+        let room = can.free_bytes.map_or_else(|| "?".to_owned(), view::size);
+        out(&format!(
+            "{}: can {}; {room} free, {} stay so; {}\n",
+            disk.name,
+            view::abilities(&words),
+            view::size(can.floor_bytes),
+            can.limits
         ));
     }
 }

@@ -268,7 +268,9 @@ fn disks_show_what_this_machine_and_the_host_know() {
     };
     let answer = || {
         let disks = BoundedVec::try_from(vec![known.clone()]).unwrap();
-        vec![(Request::Disks, Reply::Disks(disks))]
+        // A host that is older than the question does not know it.
+        let unknown = WireError::new(ErrorCode::Malformed, "these bytes are no message of this protocol");
+        vec![(Request::Disks, Reply::Disks(disks)), (Request::Abilities, Reply::Error(unknown))]
     };
     let run = against(&["disks"], answer());
     assert_eq!(run.code, 0, "{}", run.err);

@@ -9,7 +9,8 @@ use serde_json::json;
 
 use super::{json, out, view};
 use crate::cli::Output;
-use crate::control::{AgentFacts, VmStatus};
+use crate::control::{AgentFacts, Compared, VmStatus};
+use crate::drivers::Extent;
 use crate::service::Report;
 
 pub(super) fn vms(vms: &[VmStatus], output: Output) {
@@ -65,6 +66,27 @@ pub(super) fn deleted(outcomes: &[(SnapshotId, bool)], output: Output) {
     }
     for (id, was_there) in outcomes {
         out(&format!("{id} {}\n", if *was_there { "deleted" } else { "was not there" }));
+    }
+}
+
+pub(super) fn changes(compared: &Compared, extents: &[Vec<Extent>], output: Output) {
+    let Compared { from, to, disks } = compared;
+    let of_disks = disks.iter().zip(extents).map(|((disk, driver, size_bytes), extents)| {
+        let changed_bytes: u64 = extents.iter().map(|extent| extent.length).sum();
+        (disk, driver, *size_bytes, changed_bytes, extents)
+    });
+    if output.json {
+        let disks: Vec<_> = of_disks
+            .map(|(disk, driver, size_bytes, changed_bytes, extents)| {
+                json!({ "disk": disk, "driver": driver, "size_bytes": size_bytes, "changed_bytes": changed_bytes,
+                        "extents": extents })
+            })
+            .collect();
+        return json(&json!({ "from": from, "to": to, "disks": disks }), output);
+    }
+    for (disk, driver, size_bytes, changed_bytes, extents) in of_disks {
+        let (changed, size) = (view::size(changed_bytes), view::size(size_bytes));
+        out(&format!("{disk:<20}  {driver:<8}  {changed} of {size} in {} extents\n", extents.len()));
     }
 }
 

@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use super::folder::{self, Folder, Place};
 use super::{
-    Continue, CutSet, Deleted, Driver, DriverError, Expose, Exposed, Format, Found, Kind, Owner, Plan,
-    Progress, Ready, Recovered, Volume, VolumeFacts, VolumeSnapshot, image,
+    Changes, Continue, CutSet, Deleted, Driver, DriverError, Expose, Exposed, Extent, Format, Found, Kind,
+    Owner, Plan, Progress, Ready, Recovered, SetCut, Volume, VolumeFacts, VolumeSnapshot, fiemap, image,
 };
 
 /// The inode of every subvolume's root (Linux `BTRFS_FIRST_FREE_OBJECTID`).
@@ -64,6 +64,14 @@ impl Btrfs {
                 format!("{} is not in the subvolume {}", volume.source, self.store.display()),
             )),
         }
+    }
+
+    /// The image of a volume in a snapshot that is whole.
+    fn image_of(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<PathBuf, DriverError> {
+        let absent =
+            || DriverError::new(Kind::NotFound, format!("show the disk {volume} of {}", owner.snapshot));
+        let Place::Whole(path) = self.folder.place(owner) else { return Err(absent()) };
+        path.join(link_name(volume)).canonicalize().map_err(|_| absent())
     }
 
     fn make_folder(&self) -> Result<(), DriverError> {
@@ -205,19 +213,38 @@ impl Driver for Btrfs {
     fn expose(&self) -> Option<&dyn Expose> {
         Some(self)
     }
+
+    fn changes(&self) -> Option<&dyn Changes> {
+        Some(self)
+    }
+
+    fn set_cut(&self) -> SetCut {
+        SetCut::OneInstant
+    }
+
+    fn limits(&self) -> &'static str {
+        "raw images in one subvolume; a snapshot shares what does not change"
+    }
 }
 
 fn link_name(serial: &protocol::DiskSerial) -> String {
     format!("disk-{}", folder::file_name(serial, ""))
 }
 
+impl Changes for Btrfs {
+    fn changes(
+        &self,
+        from: Owner,
+        to: Owner,
+        volume: &protocol::DiskSerial,
+    ) -> Result<Vec<Extent>, DriverError> {
+        fiemap::changes(&self.image_of(from, volume)?, &self.image_of(to, volume)?)
+    }
+}
+
 impl Expose for Btrfs {
     fn expose(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<Exposed, DriverError> {
-        let absent =
-            || DriverError::new(Kind::NotFound, format!("show the disk {volume} of {}", owner.snapshot));
-        let Place::Whole(path) = self.folder.place(owner) else { return Err(absent()) };
-        let path = path.join(link_name(volume)).canonicalize().map_err(|_| absent())?;
-        Ok(Exposed::Path { path, format: Format::Raw })
+        Ok(Exposed::Path { path: self.image_of(owner, volume)?, format: Format::Raw })
     }
 }
 

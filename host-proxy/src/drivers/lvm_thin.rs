@@ -9,9 +9,11 @@
 //! | `names` | names and tags; pure |
 //! | `manifests` | the volume that holds the manifests |
 //! | `store` | what of ours is in a pool; removing it |
+//! | `delta` | what changed between two snapshots |
 //! | `shell` | an lvm that waits for its next command |
 //! | `set` | one set of volumes: prepared, cut, sealed |
 
+mod delta;
 mod manifests;
 mod names;
 mod pool;
@@ -33,14 +35,16 @@ use set::{Cut, Part, Prepared, Set};
 use shell::Shell;
 
 use super::{
-    Deleted, Driver, DriverError, Expose, Exposed, Format, Found, Kind, Owner, Plan, Ready, Recovered,
-    Volume, VolumeFacts, VolumeSnapshot, image,
+    Changes, Deleted, Driver, DriverError, Expose, Exposed, Extent, Format, Found, Kind, Owner, Plan, Ready,
+    Recovered, Volume, VolumeFacts, VolumeSnapshot, image,
 };
 use crate::exec::Tool;
 
 /// Snapshots as thin volumes.
 pub struct LvmThin {
     pool: Pool,
+    /// `thin_delta`, where it is installed.
+    delta: Option<Tool>,
 }
 
 impl LvmThin {
@@ -50,14 +54,15 @@ impl LvmThin {
             Tool::find(tool).map_err(|error| pool::failed("look for lvm (install the package lvm2)", error))
         };
         let tools = [find("lvm")?, find("dmsetup")?];
-        Ok(Self { pool: Pool::new(name, watermarks, tools, pool::REPORT_LIMIT) })
+        let delta = Tool::find("thin_delta").ok();
+        Ok(Self { pool: Pool::new(name, watermarks, tools, pool::REPORT_LIMIT), delta })
     }
 
     /// With another lvm than this machine's: for tests.
     #[doc(hidden)]
     pub fn with_lvm(name: PoolName, watermarks: Watermarks, lvm: Tool, report_limit: Duration) -> Self {
         let dmsetup = Tool::find("dmsetup").unwrap_or_else(|_| Tool::at("/no/dmsetup".into()));
-        Self { pool: Pool::new(name, watermarks, [lvm, dmsetup], report_limit) }
+        Self { pool: Pool::new(name, watermarks, [lvm, dmsetup], report_limit), delta: None }
     }
 
     /// The logical volume behind a volume of the plan, if it can be snapshot.
@@ -218,6 +223,42 @@ impl Driver for LvmThin {
 
     fn expose(&self) -> Option<&dyn Expose> {
         Some(self)
+    }
+
+    fn changes(&self) -> Option<&dyn Changes> {
+        self.delta.as_ref().map(|_| self as &dyn Changes)
+    }
+
+    fn limits(&self) -> &'static str {
+        "thin volumes of one pool; a snapshot shares what does not change; none is begun over the pool's watermarks"
+    }
+}
+
+impl Changes for LvmThin {
+    fn changes(
+        &self,
+        from: Owner,
+        to: Owner,
+        volume: &protocol::DiskSerial,
+    ) -> Result<Vec<Extent>, DriverError> {
+        let vg = self.pool.report()?;
+        let manifests = store::open_manifests(&self.pool, &vg)?;
+        let find = |owner| -> Result<Lv, DriverError> {
+            let held = store::one(&self.pool, &vg, manifests.as_ref(), owner)?;
+            let lv = held.lvs.iter().find(|(_, ours)| ours.serial == *volume).filter(|_| held.is_whole());
+            lv.map(|(lv, _)| lv.clone()).ok_or_else(|| {
+                let doing = format!("find the disk {volume} of {}", owner.snapshot);
+                DriverError::new(Kind::NotFound, doing)
+            })
+        };
+        let (from, to) = (find(from)?, find(to)?);
+        let delta = self.delta.as_ref().ok_or_else(|| {
+            DriverError::new(
+                Kind::Unsupported,
+                "compare snapshots: install the package thin-provisioning-tools",
+            )
+        })?;
+        delta::changes(&self.pool, &vg, delta, &from, &to)
     }
 }
 

@@ -20,7 +20,7 @@ use serde_json::json;
 use super::folder::{self, Folder, Place};
 use super::{
     Continue, CutSet, Deleted, Driver, DriverError, Expose, Exposed, Format, Found, Kind, Owner, Plan,
-    Progress, Ready, Recovered, Volume, VolumeFacts, VolumeSnapshot, image,
+    Progress, Ready, Recovered, SetCut, Volume, VolumeFacts, VolumeSnapshot, image,
 };
 use crate::vmm::disk::{self, FindError};
 use crate::vmm::qmp::{Qmp, QmpError};
@@ -204,6 +204,14 @@ impl Driver for Qemu {
 
     fn expose(&self) -> Option<&dyn Expose> {
         Some(self)
+    }
+
+    fn set_cut(&self) -> SetCut {
+        SetCut::OneInstant
+    }
+
+    fn limits(&self) -> &'static str {
+        "any image of a running QEMU; a snapshot is a copy and takes what the disk holds; it is lost if QEMU ends before the copy does"
     }
 }
 

@@ -10,8 +10,10 @@
 //! | `set` | the images of a snapshot, from prepared to whole |
 //! | `inventory` | looking through all images |
 //! | `remove` | removing a snapshot, whatever its state |
+//! | `changes` | what changed between two snapshots |
 //! | `room` | what is free in the pool |
 
+mod changes;
 mod entry;
 mod ffi;
 mod inventory;
@@ -35,8 +37,8 @@ use self::ffi::image::{For, Image};
 use self::set::{Member, Set};
 use self::worker::Worker;
 use super::{
-    Deleted, Driver, DriverError, Expose, Exposed, Format, Found, Kind, Owner, Plan, Ready, Recovered,
-    Source, Volume, VolumeFacts, VolumeSnapshot,
+    Changes, Deleted, Driver, DriverError, Expose, Exposed, Extent, Format, Found, Kind, Owner, Plan, Ready,
+    Recovered, Source, Volume, VolumeFacts, VolumeSnapshot,
 };
 
 /// Where the images are, and as whom to reach them.
@@ -208,6 +210,20 @@ impl Driver for Rbd {
     fn expose(&self) -> Option<&dyn Expose> {
         Some(self)
     }
+
+    fn changes(&self) -> Option<&dyn Changes> {
+        Some(self)
+    }
+
+    fn limits(&self) -> &'static str {
+        "images of one pool, of the format 2; a snapshot shares what does not change"
+    }
+}
+
+impl Changes for Rbd {
+    fn changes(&self, from: Owner, to: Owner, volume: &DiskSerial) -> Result<Vec<Extent>, DriverError> {
+        self.within(|pool| changes::between(pool, from, to, volume))
+    }
 }
 
 impl Expose for Rbd {
@@ -215,14 +231,7 @@ impl Expose for Rbd {
         self.within(|pool| {
             let absent =
                 || DriverError::new(Kind::NotFound, format!("show the disk {volume} of {}", owner.snapshot));
-            let entries = inventory::find(pool, owner)?;
-            if stage(&entries) != Stage::Whole {
-                return Err(absent());
-            }
-            let entry = entries.iter().find(|entry| entry.serial == *volume).ok_or_else(absent)?;
-            let image = Image::by_id(pool, &entry.image, For::Reading)?;
-            let snapshots = image.snapshots()?;
-            let ours = snapshots.iter().find(|snapshot| entry.is_of(owner, snapshot)).ok_or_else(absent)?;
+            let (image, ours) = inventory::whole(pool, owner, volume)?.ok_or_else(absent)?;
             let mut node = json!({
                 "driver": "rbd",
                 "pool": self.place.pool,

@@ -14,8 +14,8 @@ use rustix::fs::{Mode, OFlags};
 
 use super::folder::{self, Folder, Place};
 use super::{
-    Continue, CutSet, Deleted, Driver, DriverError, Expose, Exposed, Format, Found, Kind, Owner, Plan,
-    Progress, Ready, Recovered, Volume, VolumeFacts, VolumeSnapshot, image,
+    Changes, Continue, CutSet, Deleted, Driver, DriverError, Expose, Exposed, Extent, Format, Found, Kind,
+    Owner, Plan, Progress, Ready, Recovered, Volume, VolumeFacts, VolumeSnapshot, fiemap, image,
 };
 
 /// Snapshots as clones of image files.
@@ -58,6 +58,17 @@ impl Reflink {
                 error,
             )
         })
+    }
+}
+
+impl Reflink {
+    /// The image of a volume in a snapshot that is whole.
+    fn image_of(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<PathBuf, DriverError> {
+        let absent =
+            || DriverError::new(Kind::NotFound, format!("show the disk {volume} of {}", owner.snapshot));
+        let Place::Whole(path) = self.folder.place(owner) else { return Err(absent()) };
+        let path = path.join(folder::file_name(volume, ".img"));
+        if path.is_file() { Ok(path) } else { Err(absent()) }
     }
 }
 
@@ -154,15 +165,30 @@ impl Driver for Reflink {
     fn expose(&self) -> Option<&dyn Expose> {
         Some(self)
     }
+
+    fn changes(&self) -> Option<&dyn Changes> {
+        fiemap::is_known(&self.store).then_some(self)
+    }
+
+    fn limits(&self) -> &'static str {
+        "raw images in the file system of the store; a snapshot shares what does not change"
+    }
+}
+
+impl Changes for Reflink {
+    fn changes(
+        &self,
+        from: Owner,
+        to: Owner,
+        volume: &protocol::DiskSerial,
+    ) -> Result<Vec<Extent>, DriverError> {
+        fiemap::changes(&self.image_of(from, volume)?, &self.image_of(to, volume)?)
+    }
 }
 
 impl Expose for Reflink {
     fn expose(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<Exposed, DriverError> {
-        let absent =
-            || DriverError::new(Kind::NotFound, format!("show the disk {volume} of {}", owner.snapshot));
-        let Place::Whole(path) = self.folder.place(owner) else { return Err(absent()) };
-        let path = path.join(folder::file_name(volume, ".img"));
-        if path.is_file() { Ok(Exposed::Path { path, format: Format::Raw }) } else { Err(absent()) }
+        Ok(Exposed::Path { path: self.image_of(owner, volume)?, format: Format::Raw })
     }
 }
 

@@ -6,7 +6,7 @@ use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use harness::loopfs::{self, Kind, LoopFs};
@@ -42,8 +42,21 @@ pub(crate) trait Bench {
         losetup.args(["--find", "--show", "--read-only"]).arg(path_of(exposed));
         Box::new(LoopDevice(loopfs::run(&mut losetup)))
     }
-    /// Writes this byte at the beginning of a disk, as its guest would.
+    /// Writes this byte at the beginning of a disk, as its guest would. Fails if that hangs: I/O must not be left suspended.
     fn write(&self, volume: &Volume, byte: u8);
+    /// As `write`, so many bytes from there on: for drivers that tell what changed.
+    fn write_at(&self, volume: &Volume, byte: u8, offset: u64, len: usize) {
+        write_within(volume.path().unwrap(), byte, offset, len, WRITE_LIMIT);
+    }
+    /// All bytes of a snapshot.
+    fn bytes(&self, exposed: &Exposed) -> Vec<u8> {
+        fs::read(path_of(exposed)).unwrap()
+    }
+    /// Takes the power from the storage and gives it back; `false` where that can't be done, since a drive, not the driver,
+    /// keeps what was acknowledged.
+    fn lose_power(&self) -> bool {
+        false
+    }
     /// Leaves no room in the store, as long as what is returned lives; `None` where the store shares
     /// what it snapshots, so that it has no such limit of its own.
     fn fill(&self) -> Option<Box<dyn Filler + '_>>;
@@ -53,6 +66,27 @@ pub(crate) trait Bench {
 pub(crate) trait Foreign {
     /// It must be as it was.
     fn is_untouched(&self);
+}
+
+/// How long a guest's write may take, on a busy machine.
+const WRITE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Writes to a file or device, and does not hang with it.
+#[track_caller]
+pub(crate) fn write_within(path: &Path, byte: u8, offset: u64, len: usize, limit: Duration) {
+    let (done, waiting) = mpsc::channel();
+    let owned = path.to_owned();
+    std::thread::spawn(move || {
+        let written = File::options().write(true).open(owned).and_then(|file| {
+            file.write_all_at(&vec![byte; len], offset)?;
+            file.sync_all()
+        });
+        let _ = done.send(written);
+    });
+    match waiting.recv_timeout(limit) {
+        Ok(written) => written.unwrap(),
+        Err(_) => panic!("a write to {} hangs: I/O was left suspended", path.display()),
+    }
 }
 
 fn path_of(exposed: &Exposed) -> &Path {
@@ -137,6 +171,8 @@ pub(crate) struct Files {
     fs: LoopFs,
     make: fn(PathBuf) -> Box<dyn Driver>,
     volumes: Vec<Volume>,
+    /// How long a write may take.
+    pub(crate) patience: Duration,
 }
 
 impl Files {
@@ -154,13 +190,13 @@ impl Files {
     }
 
     fn on(kind: Kind, make: fn(PathBuf) -> Box<dyn Driver>) -> Self {
-        let fs = LoopFs::new(kind, 400);
+        let fs = LoopFs::in_memory(kind, 400);
         let volumes = ["one", "../two"]
             .iter()
             .enumerate()
             .map(|(n, serial)| volume(&image(&fs.path(), &format!("disk{n}")), serial, None));
         let volumes = volumes.collect();
-        Self { fs, make, volumes }
+        Self { fs, make, volumes, patience: WRITE_LIMIT }
     }
 }
 
@@ -182,9 +218,16 @@ impl Bench for Files {
     }
 
     fn write(&self, volume: &Volume, byte: u8) {
-        let file = File::options().write(true).open(volume.path().unwrap()).unwrap();
-        file.write_all_at(&[byte; 1 << 20], 0).unwrap();
-        file.sync_all().unwrap();
+        self.write_at(volume, byte, 0, 1 << 20);
+    }
+
+    fn write_at(&self, volume: &Volume, byte: u8, offset: u64, len: usize) {
+        write_within(volume.path().unwrap(), byte, offset, len, self.patience);
+    }
+
+    fn lose_power(&self) -> bool {
+        self.fs.lose_power();
+        true
     }
 
     fn fill(&self) -> Option<Box<dyn Filler + '_>> {

@@ -93,13 +93,31 @@ impl Bench for Pool {
         Box::new(Clone(&self.ceph))
     }
 
+    fn bytes(&self, exposed: &Exposed) -> Vec<u8> {
+        let Exposed::Node(node) = exposed else { panic!("{exposed:?} is no node") };
+        let scratch = tempfile::NamedTempFile::new().unwrap();
+        let name = format!("json:{node}");
+        run(Command::new("qemu-img").args(["convert", "-O", "raw", &name]).arg(scratch.path()));
+        std::fs::read(scratch.path()).unwrap()
+    }
+
     fn write(&self, volume: &Volume, byte: u8) {
+        self.write_at(volume, byte, 0, 1 << 20);
+    }
+
+    fn write_at(&self, volume: &Volume, byte: u8, offset: u64, len: usize) {
         let image = volume.source.to_string();
         let node = format!(
             "json:{{\"driver\":\"rbd\",\"pool\":\"{POOL}\",\"image\":\"{image}\",\"conf\":\"{}\",\"user\":\"{USER}\"}}",
             self.ceph.conf().display()
         );
-        run(Command::new("qemu-io").args(["-c", &format!("write -P {byte} 0 1M"), "-c", "flush", &node]));
+        run(Command::new("qemu-io").args([
+            "-c",
+            &format!("write -P {byte} {offset} {len}"),
+            "-c",
+            "flush",
+            &node,
+        ]));
     }
 
     fn fill(&self) -> Option<Box<dyn Filler + '_>> {

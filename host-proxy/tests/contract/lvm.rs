@@ -95,9 +95,7 @@ impl Bench for ThinVolumes {
     }
 
     fn write(&self, volume: &Volume, byte: u8) {
-        let file = File::options().write(true).open(volume.path().unwrap()).unwrap();
-        file.write_all_at(&[byte; 1 << 20], 0).unwrap();
-        file.sync_all().unwrap();
+        self.write_at(volume, byte, 0, 1 << 20);
     }
 
     fn leave_foreign(&self) -> Box<dyn Foreign + '_> {

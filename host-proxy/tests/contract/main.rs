@@ -2,10 +2,13 @@
 
 mod bench;
 mod ceph;
+mod changes;
 mod cluster;
 mod lvm;
 mod lvm_faults;
 mod monitor;
+mod sins;
+mod watched;
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -21,6 +24,7 @@ use host_proxy::drivers::{
     Volume,
 };
 use protocol::{RequestId, SnapshotId, VmUuid};
+use watched::{CALL_LIMIT, Watched};
 
 #[test]
 fn reflink_keeps_the_contract() {
@@ -50,6 +54,12 @@ fn lvm_thin_keeps_the_contract() {
 
 /// The whole of it.
 fn contract(bench: &dyn Bench) {
+    let watched = Watched::new(bench, CALL_LIMIT);
+    promises(&watched);
+}
+
+fn promises(bench: &dyn Bench) {
+    what_it_can_do_is_told(bench);
     what_is_cut_is_what_was_there_and_nothing_later(bench);
     a_repeat_finds_what_is_there(bench);
     only_ours_is_listed_and_what_is_foreign_stays(bench);
@@ -59,6 +69,8 @@ fn contract(bench: &dyn Bench) {
     after_the_deadline_nothing_is_begun_and_nothing_left(bench);
     what_is_abandoned_leaves_nothing(bench);
     what_a_crash_leaves_is_recovered(bench);
+    what_is_done_survives_the_loss_of_power(bench);
+    changes::what_changed_between_two_snapshots_is_told(bench);
     a_full_store_is_told_and_left_as_it_was(bench);
     assert_eq!(bench.driver().list().unwrap(), [], "the contract leaves nothing behind");
 }
@@ -110,6 +122,22 @@ fn first_byte(bench: &dyn Bench, owner: Owner, volume: &Volume) -> u8 {
     byte
 }
 
+fn what_it_can_do_is_told(bench: &dyn Bench) {
+    let driver = bench.driver();
+    let told = driver.abilities();
+    assert_eq!((told.expose, told.changes), (driver.expose().is_some(), driver.changes().is_some()));
+    let limits = driver.limits();
+    let is_a_line = !limits.is_empty() && limits.len() <= 256 && limits.chars().all(|c| !c.is_control());
+    assert!(is_a_line, "what it takes is to be told in one line: {limits:?}");
+}
+
+/// What became of its disks after a failure: a guest that is not frozen must be able to write.
+fn its_guest_writes_again(bench: &dyn Bench) {
+    for volume in &bench.volumes() {
+        bench.write(volume, 0x66);
+    }
+}
+
 fn what_is_cut_is_what_was_there_and_nothing_later(bench: &dyn Bench) {
     let owner = owner();
     let volumes = bench.volumes();
@@ -150,7 +178,8 @@ fn a_repeat_finds_what_is_there(bench: &dyn Bench) {
 fn only_ours_is_listed_and_what_is_foreign_stays(bench: &dyn Bench) {
     let owner = take(bench);
     let foreign = bench.leave_foreign();
-    assert_eq!(bench.driver().list().unwrap().len(), 1);
+    let listed = bench.driver().list().unwrap();
+    assert!(matches!(&listed[..], [one] if one.owner == owner), "it lists what strangers made: {listed:?}");
     delete(bench, owner);
     assert_eq!(bench.driver().list().unwrap(), []);
     foreign.is_untouched();
@@ -190,6 +219,7 @@ fn after_the_deadline_nothing_is_begun_and_nothing_left(bench: &dyn Bench) {
     assert_eq!(error.kind, Kind::DeadlinePassed, "{error}");
     assert!(error.undo_failed.is_none(), "{error}");
     assert_eq!(bench.driver().list().unwrap(), []);
+    its_guest_writes_again(bench);
 }
 
 fn what_is_abandoned_leaves_nothing(bench: &dyn Bench) {
@@ -239,6 +269,23 @@ fn what_a_crash_leaves_is_recovered(bench: &dyn Bench) {
     assert_eq!(bench.driver().list().unwrap(), []);
 }
 
+/// `seal` promises that.
+fn what_is_done_survives_the_loss_of_power(bench: &dyn Bench) {
+    for volume in &bench.volumes() {
+        bench.write(volume, 0x77);
+    }
+    let owner = take(bench);
+    if bench.lose_power() {
+        let found = bench.driver().list().unwrap();
+        let is_whole = found == [Found { owner, whole: true, manifest: Some(b"final".to_vec()) }];
+        assert!(is_whole, "it was reported done and is lost with the power: {found:?}");
+        for volume in &bench.volumes() {
+            assert_eq!(first_byte(bench, owner, volume), 0x77, "the contents are lost with the power");
+        }
+    }
+    delete(bench, owner);
+}
+
 fn a_full_store_is_told_and_left_as_it_was(bench: &dyn Bench) {
     let Some(filler) = bench.fill() else { return };
     let outcome = bench.driver().prepare(&plan(owner(), &bench.volumes()), soon());
@@ -250,6 +297,7 @@ fn a_full_store_is_told_and_left_as_it_was(bench: &dyn Bench) {
     drop(filler);
     assert_eq!(bench.driver().list().unwrap(), []);
     assert!(bench.driver().check(&bench.volumes()[0]).is_ok());
+    its_guest_writes_again(bench);
 }
 
 #[test]

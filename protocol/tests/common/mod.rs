@@ -168,6 +168,7 @@ pub fn requests() -> Vec<(String, Request)> {
     for kind in [Kind::Mbr, Kind::Gpt, Kind::Ext, Kind::Xfs, Kind::Btrfs, Kind::Luks, Kind::Lvm, Kind::Swap] {
         all.push((format!("Prepare/{}", word(&kind)), Request::Prepare(prepare(kind))));
     }
+    all.push(("Abilities".to_owned(), Request::Abilities));
     all
 }
 
@@ -237,6 +238,14 @@ pub fn replies() -> Vec<(String, Reply)> {
     for code in ERROR_CODES {
         all.push((format!("Error/{}", word(&code)), Reply::Error(WireError::new(code, ""))));
     }
+    let abilities = DiskAbilities {
+        serial: text("data"),
+        abilities: list(vec![text("set-atomic"), text("expose")]),
+        limits: text("raw images"),
+        free_bytes: Some(1 << 40),
+        floor_bytes: 1 << 30,
+    };
+    all.push(("Abilities".to_owned(), Reply::Abilities(list(vec![abilities]))));
     all
 }
 

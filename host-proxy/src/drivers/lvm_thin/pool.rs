@@ -242,6 +242,12 @@ impl Pool {
         Ok(())
     }
 
+    /// Asks or tells the device mapper something; what it says.
+    pub(super) fn dmsetup(&self, doing: &str, arguments: &[&str]) -> Result<String, DriverError> {
+        let mut command = self.dmsetup.command();
+        self.dmsetup.run(command.args(arguments), DMSETUP_LIMIT).map_err(|error| failed(doing, error))
+    }
+
     fn suspended(&self, devices: &[String]) -> Result<Vec<String>, DriverError> {
         let mut command = self.dmsetup.command();
         command.args(["info", "--columns", "--noheadings", "--separator", " ", "-o", "uuid,suspended"]);

@@ -23,6 +23,8 @@ use libloading::Library;
 use crate::drivers::{DriverError, Kind};
 
 pub(super) type Handle = *mut c_void;
+/// `diff_iterate2`'s callback: offset, length, whether there is data.
+type Differs = unsafe extern "C" fn(u64, usize, c_int, *mut c_void) -> c_int;
 type Progress = Option<unsafe extern "C" fn(u64, u64, *mut c_void) -> c_int>;
 
 /// `rbd_image_spec_t`
@@ -124,6 +126,7 @@ functions! {
         fn rbd_snap_list_end(*mut SnapInfo);
         fn rbd_snap_is_protected(Handle, *const c_char, *mut c_int) -> c_int;
         fn rbd_snap_set_by_id(Handle, u64) -> c_int;
+        fn rbd_diff_iterate2(Handle, *const c_char, u64, u64, u8, u8, Differs, *mut c_void) -> c_int;
         fn rbd_list_children3(Handle, *mut LinkedImageSpec, *mut usize) -> c_int;
         fn rbd_linked_image_spec_list_cleanup(*mut LinkedImageSpec, usize);
         fn rbd_watchers_list(Handle, *mut Watcher, *mut usize) -> c_int;

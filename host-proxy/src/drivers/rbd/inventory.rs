@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 
+use protocol::DiskSerial;
+
 use super::entry::{Entry, PREFIX, Stage, State, key, stage};
 use super::ffi::cluster::{ImageName, Pool};
-use super::ffi::image::{For, Image};
+use super::ffi::image::{For, Image, Snapshot};
 use super::meta;
 use crate::drivers::{DriverError, Found, Kind, Owner};
 
@@ -45,6 +47,20 @@ pub(super) fn find(pool: &Arc<Pool>, owner: Owner) -> Result<Vec<Entry>, DriverE
     })?;
     entries.sort_by_key(|entry| entry.set.iter().position(|image| *image == entry.image));
     Ok(entries)
+}
+
+/// The image and the snapshot of it that a snapshot of ours has of this volume, if it is whole.
+pub(super) fn whole(
+    pool: &Arc<Pool>,
+    owner: Owner,
+    volume: &DiskSerial,
+) -> Result<Option<(Image, Snapshot)>, DriverError> {
+    let entries = find(pool, owner)?;
+    let entry = entries.iter().find(|entry| entry.serial == *volume);
+    let Some(entry) = entry.filter(|_| stage(&entries) == Stage::Whole) else { return Ok(None) };
+    let image = Image::by_id(pool, &entry.image, For::Reading)?;
+    let ours = image.snapshots()?.into_iter().find(|snapshot| entry.is_of(owner, snapshot));
+    Ok(ours.map(|ours| (image, ours)))
 }
 
 /// One image's part of a snapshot.

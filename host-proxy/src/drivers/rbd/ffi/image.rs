@@ -1,6 +1,6 @@
 //! One open image.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::cluster::Pool;
 use super::{Handle, LinkedImageSpec, SnapInfo, Watcher, check, fault, text};
-use crate::drivers::DriverError;
+use crate::drivers::{DriverError, Extent};
 
 /// The longest name of an image, in bytes, with its final zero (librbd.h has 96; images can be longer).
 const NAME_LIMIT: usize = 4096;
@@ -235,6 +235,47 @@ impl Image {
             unsafe { (self.pool.api.rbd_linked_image_spec_list_cleanup)(specs.as_mut_ptr(), count) };
             return Ok(first);
         }
+    }
+
+    /// Its size at this snapshot, in bytes. The image is at that snapshot afterwards.
+    pub(in crate::drivers::rbd) fn size_at(&self, snapshot: u64) -> Result<u64, DriverError> {
+        // SAFETY: only a number is passed.
+        let set = unsafe { (self.pool.api.rbd_snap_set_by_id)(self.handle, snapshot) };
+        self.check(set, "look at a snapshot")?;
+        self.size_bytes()
+    }
+
+    /// What of its first bytes, at the snapshot that it is at, was written since the snapshot of this name.
+    pub(in crate::drivers::rbd) fn changed_since(
+        &self,
+        older: &str,
+        size_bytes: u64,
+    ) -> Result<Vec<Extent>, DriverError> {
+        /// Adds one to the list; it allocates, and does not panic otherwise.
+        unsafe extern "C" fn add(offset: u64, length: usize, _: c_int, list: *mut c_void) -> c_int {
+            // SAFETY: `list` is the vector below, which nobody else uses during the call: librbd calls back from
+            // one thread at a time (librbd `DiffIterate.cc`, its own lock).
+            let list = unsafe { &mut *list.cast::<Vec<Extent>>() };
+            list.push(Extent { offset, length: length as u64 });
+            0
+        }
+        let name = text(older)?;
+        let mut list: Vec<Extent> = Vec::new();
+        // SAFETY: the list outlives the call, and `add` is as librbd wants it.
+        let done = unsafe {
+            (self.pool.api.rbd_diff_iterate2)(
+                self.handle,
+                name.as_ptr(),
+                0,
+                size_bytes,
+                1,
+                0,
+                add,
+                (&raw mut list).cast(),
+            )
+        };
+        self.check(done, &format!("compare with the snapshot {older}"))?;
+        Ok(list)
     }
 
     /// The clients that have the image open for more than reading.

@@ -1,0 +1,51 @@
+//! What the storage of a machine's disks can do, what it asks for, how full it is: told before anybody relies on it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::message::DiskAbilities;
+use protocol::text::Line;
+
+use super::{Service, errors};
+use crate::config::Vm;
+use crate::drivers::Driver;
+
+/// How long a storage device may take to say how full it is.
+const ROOM_LIMIT: Duration = Duration::from_secs(10);
+
+impl Service {
+    /// Each disk of a machine, with what its storage can do. Each store is asked once for its room.
+    pub async fn abilities(&self, vm: &Vm) -> Vec<DiskAbilities> {
+        let world = self.world();
+        let mut rooms = BTreeMap::new();
+        let mut disks = Vec::with_capacity(vm.disks.len());
+        for disk in &vm.disks {
+            let store = world.store(disk);
+            if !rooms.contains_key(&disk.store) {
+                let asked = Arc::clone(store);
+                let doing = format!("ask the store {} for its room", disk.store);
+                let room =
+                    self.workers.bounded(&doing, ROOM_LIMIT, move || asked.driver.free_bytes(), drop).await;
+                if let Err(error) = &room {
+                    tracing::warn!("{doing}: {}", errors::chain(error));
+                }
+                rooms.insert(disk.store.clone(), room.ok());
+            }
+            let driver = store.driver.as_ref();
+            disks.push(DiskAbilities {
+                serial: disk.serial.clone(),
+                abilities: words(driver).try_into().expect("there are no more abilities than fit"),
+                limits: Line::lossy(driver.limits()),
+                free_bytes: rooms.get(&disk.store).copied().flatten(),
+                floor_bytes: store.config.min_free,
+            });
+        }
+        disks
+    }
+}
+
+fn words(driver: &dyn Driver) -> Vec<protocol::text::Name> {
+    let words = driver.abilities().words().into_iter();
+    words.map(|word| word.parse().expect("an ability is a valid name")).collect()
+}
