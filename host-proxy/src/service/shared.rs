@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use protocol::SnapshotRecord;
+use protocol::record::DiskRecord;
 
 use super::Service;
 
@@ -48,6 +49,8 @@ impl Service {
         let world = self.world();
         let shared = world.stores().filter(|store| store.driver.is_shared());
         let names: Vec<&str> = shared.map(|store| store.driver.name()).collect();
-        record.disks.iter().all(|disk| names.contains(&disk.driver.as_str()))
+        // All of none is not all.
+        let of_shared = |disk: &DiskRecord| names.contains(&disk.driver.as_str());
+        !record.disks.is_empty() && record.disks.iter().all(of_shared)
     }
 }
