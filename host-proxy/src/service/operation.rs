@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::in_flight::Claim;
 use super::settle::{self, Settling};
 use super::{Service, errors};
-use crate::drivers::{CutSet, DriverError, Ready, VolumeSnapshot};
+use crate::drivers::{CutSet, DriverError, Ready, SetCut, VolumeSnapshot};
 use crate::world::Store;
 
 /// How much longer than its allowance a cut is waited for: its guest has thawed by then, but what
@@ -109,6 +109,24 @@ pub(super) fn name_disks<'a>(
         }
     }
     record.disks = disks.try_into().expect("as many as before");
+}
+
+/// A set that nobody froze is of one instant only where one storage cuts it so. Elsewhere each disk is as after a power cut, and
+/// all of them together are not.
+pub(super) fn tell_if_cut_apart<'a>(
+    record: &mut SnapshotRecord,
+    mut stores: impl Iterator<Item = &'a Store>,
+) {
+    let of_one_instant = match (stores.next(), stores.next()) {
+        (Some(only), None) => only.driver.set_cut() == SetCut::OneInstant,
+        _ => false,
+    };
+    if record.consistency == Consistency::Crash && record.disks.len() > 1 && !of_one_instant {
+        record.consistency_reason = Line::lossy(&format!(
+            "{}; each disk is as after a power cut of its own: they were not cut at one instant",
+            record.consistency_reason
+        ));
+    }
 }
 
 /// A driver's name, as records have it.
@@ -274,6 +292,7 @@ impl CutOperation {
                 record.cut = CutEvidence::Unknown;
             }
         }
+        tell_if_cut_apart(record, parts.iter().map(|part| part.store.as_ref()));
         if record.consistency < record.minimum {
             let error = below_minimum(record);
             if common.abandon(parts, |cut| cut.abandon()).await {

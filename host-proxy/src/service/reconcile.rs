@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::create::digest_of_record;
 use super::in_flight::Claim;
-use super::operation::{Common, Part, name_disks};
+use super::operation::{Common, Part, name_disks, tell_if_cut_apart};
 use super::{Service, errors, manifest, settle};
 use crate::catalog::{Begun, Entry, Phase};
 use crate::drivers::{CutSet, Found, Owner, Recovered, Volume};
@@ -173,6 +173,7 @@ impl Service {
         let mut cut: Vec<Part<Box<dyn CutSet>>> = Vec::new();
         let mut whole = 0;
         let mut nothing = 0;
+        let stores: Vec<_> = volumes.iter().map(|(store, _)| Arc::clone(store)).collect();
         for (store, volumes) in volumes {
             let used = Arc::clone(&store);
             let doing = format!("recover the snapshot {id}");
@@ -198,7 +199,7 @@ impl Service {
         } else if cut.is_empty() {
             self.adopt_whole(&record, report).await;
         } else {
-            self.resume(record, unconcluded, whole, cut, claim, report).await;
+            self.resume(record, unconcluded, &stores, cut, claim, report).await;
         }
     }
 
@@ -253,7 +254,7 @@ impl Service {
         self: &Arc<Self>,
         mut record: SnapshotRecord,
         unconcluded: bool,
-        whole: usize,
+        stores: &[Arc<Store>],
         cut: Vec<Part<Box<dyn CutSet>>>,
         claim: Arc<Claim>,
         report: &mut Report,
@@ -265,14 +266,10 @@ impl Service {
             record.consistency_reason =
                 Line::lossy("the host's service stopped between the cut and the guest's conclusion");
             record.cut = CutEvidence::Unknown;
+            tell_if_cut_apart(&mut record, stores.iter().map(Arc::as_ref));
         }
-        let common = Common {
-            service: Arc::clone(self),
-            draft: record,
-            stores: whole + cut.len(),
-            claim,
-            _admitted: None,
-        };
+        let common =
+            Common { service: Arc::clone(self), draft: record, stores: stores.len(), claim, _admitted: None };
         match settle::commit(&common).await {
             Ok(()) => {
                 settle::start(common, cut, Instant::now());

@@ -3,6 +3,7 @@
 //! the middle. Each ends in a clear error and its exit code, with nothing lost and nothing left.
 
 mod catalog;
+mod comparing;
 mod configuration;
 mod full;
 #[path = "../common/guest.rs"]

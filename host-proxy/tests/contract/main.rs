@@ -7,6 +7,7 @@ mod cluster;
 mod lvm;
 mod lvm_faults;
 mod monitor;
+mod several_stores;
 mod sins;
 mod watched;
 
