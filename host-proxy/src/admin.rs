@@ -9,6 +9,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::agent::AgentCreate;
 use protocol::message::{DeleteOutcome, List};
+use protocol::record::UnixMillis;
 use protocol::text::{LabelKey, LabelValue, MountPath, Name, SnapshotRef};
 use protocol::view::SnapshotView;
 use protocol::{DiskSerial, ErrorCode, RequestId, SnapshotRecord, WireError};
@@ -36,6 +37,8 @@ pub fn run(command: Command) -> ExitCode {
         | Command::Create { ask, .. }
         | Command::Delete { ask, .. }
         | Command::Changes { ask, .. }
+        | Command::Lock { ask, .. }
+        | Command::Unlock { ask, .. }
         | Command::Ping { ask, .. } => ask.output.json,
         Command::Serve(_)
         | Command::Check { .. }
@@ -71,6 +74,16 @@ async fn dispatch(command: Command) -> Result<(), WireError> {
             print::snapshot(&record, ask.output);
         }
         Command::Delete { ask, snapshots } => delete(&ask, snapshots).await?,
+        Command::Lock { ask, snapshot, until } => {
+            let now = jiff::Timestamp::now().as_millisecond();
+            let end = match (until.moment, until.time) {
+                (Some(moment), _) => moment.as_millisecond(),
+                (None, time) => now.saturating_add_unsigned(time.map_or(0, millis)),
+            };
+            let until = UnixMillis(u64::try_from(end).unwrap_or(0));
+            lock(&ask, snapshot, Some(until)).await?;
+        }
+        Command::Unlock { ask, snapshot } => lock(&ask, snapshot, None).await?,
         Command::Ping { ask, vm } => match ask_once(&ask, &ControlRequest::Ping(vm.clone())).await? {
             ControlReply::Pong(facts) => print::pong(&vm, &facts, ask.output),
             other => return Err(unexpected(&other)),
@@ -164,6 +177,22 @@ async fn compare(
             other => return Err(unexpected(&other)),
         }
     }
+}
+
+async fn lock(ask: &Ask, snapshot: SnapshotRef, until: Option<UnixMillis>) -> Result<(), WireError> {
+    let id = match ask_once(ask, &ControlRequest::Show { vm: None, snapshot }).await? {
+        ControlReply::Snapshot(record) => record.id,
+        other => return Err(unexpected(&other)),
+    };
+    match ask_once(ask, &ControlRequest::Lock { snapshot: id, until }).await? {
+        ControlReply::Snapshot(record) => print::snapshot(&record, ask.output),
+        other => return Err(unexpected(&other)),
+    }
+    Ok(())
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 async fn create_one(ask: &Ask, create: Create) -> Result<Box<SnapshotRecord>, WireError> {

@@ -83,6 +83,25 @@ pub enum Command {
         #[arg(required = true)]
         snapshots: Vec<SnapshotRef>,
     },
+    /// Lock a snapshot: until then nobody can delete it, its time to keep neither
+    Lock {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        ask: Ask,
+        /// Its identifier, or any unique prefix of it
+        snapshot: SnapshotRef,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        until: Until,
+    },
+    /// Unlock a snapshot
+    Unlock {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        ask: Ask,
+        /// Its identifier, or any unique prefix of it
+        snapshot: SnapshotRef,
+    },
     /// Ask the agent in a virtual machine whether it is there and what it is doing
     Ping {
         #[command(flatten)]
@@ -169,6 +188,27 @@ pub struct Ask {
     pub output: Output,
 }
 
+/// How long a lock lasts.
+#[derive(Debug, Clone, Copy, Args)]
+#[group(required = true, multiple = false)]
+pub struct Until {
+    /// Until this moment, such as 2030-01-31 (its first, in UTC) or 2030-01-31T18:00:00Z
+    #[arg(long = "until", value_name = "TIME", value_parser = moment)]
+    pub moment: Option<jiff::Timestamp>,
+    /// For this long from now, such as 30d
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    pub time: Option<Duration>,
+}
+
+/// A moment as people write it.
+fn moment(text: &str) -> Result<jiff::Timestamp, String> {
+    let day = || format!("{}T00:00:00Z", text.parse::<jiff::civil::Date>().ok()?).parse().ok();
+    text.parse::<jiff::Timestamp>()
+        .ok()
+        .or_else(day)
+        .ok_or_else(|| format!("{text:?} is no moment; write 2030-01-31 or 2030-01-31T18:00:00Z"))
+}
+
 /// The options of a snapshot.
 #[derive(Debug, Args)]
 #[group(skip)]
@@ -202,6 +242,16 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn a_moment_is_a_day_or_a_time_of_a_day_and_nothing_else() {
+        let shown = |text: &str| moment(text).unwrap().to_string();
+        assert_eq!(shown("2030-01-31"), "2030-01-31T00:00:00Z");
+        assert_eq!(shown("2030-01-31T18:00:00+02:00"), "2030-01-31T16:00:00Z");
+        for wrong in ["30d", "tomorrow", "2030-02-30", ""] {
+            assert!(moment(wrong).unwrap_err().contains("2030-01-31"), "{wrong}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use protocol::agent::{AgentCreate, AgentPhase};
 use protocol::message::{DeleteOutcome, DiskInfo, List, Page, Progress};
+use protocol::record::UnixMillis;
 use protocol::text::{Line, Name, SnapshotRef};
 use protocol::{BoundedVec, DiskSerial, ErrorCode, SnapshotId, SnapshotRecord, VmUuid, WireError};
 use serde::{Deserialize, Serialize};
@@ -67,6 +68,13 @@ pub enum ControlRequest {
         /// Only this disk.
         disk: Option<DiskSerial>,
     },
+    /// Lock one snapshot, or unlock it.
+    Lock {
+        /// Which.
+        snapshot: SnapshotId,
+        /// Until when; `None` unlocks.
+        until: Option<UnixMillis>,
+    },
 }
 
 /// What the service answers.
@@ -76,7 +84,7 @@ pub enum ControlReply {
     Vms(Vec<VmStatus>),
     /// To `List`.
     Page(Page),
-    /// To `Show` and `Create`.
+    /// To `Show`, `Create` and `Lock`.
     Snapshot(Box<SnapshotRecord>),
     /// To `Delete`.
     Deleted(DeleteOutcome),
@@ -214,6 +222,9 @@ async fn answer(
         ControlRequest::Ping(vm) => ControlReply::Pong(ping(&vm_named(service, &vm)?).await?),
         ControlRequest::Reconcile => ControlReply::Report(service.reconcile().await?),
         ControlRequest::Changes { from, to, disk } => compare(service, stream, from, to, disk).await?,
+        ControlRequest::Lock { snapshot, until } => {
+            ControlReply::Snapshot(lock(service, snapshot, until).await?)
+        }
     })
 }
 
@@ -286,18 +297,47 @@ async fn delete(service: &Arc<Service>, id: SnapshotId) -> Result<DeleteOutcome,
         Ok(allowed) => service.delete(allowed).await,
         Err(refused) => Err(refused),
     };
+    note(service, "delete", &record, outcome.as_ref().err(), began);
+    outcome
+}
+
+async fn lock(
+    service: &Arc<Service>,
+    id: SnapshotId,
+    until: Option<UnixMillis>,
+) -> Result<Box<SnapshotRecord>, WireError> {
+    let began = Instant::now();
+    let reference = id.to_string().parse().expect("an identifier is a valid reference");
+    service.freshen().await;
+    let record = service.get(&policy::read_as_admin(None), reference).await?;
+    let outcome = match policy::lock_as_admin(&record, until, service.now()) {
+        Ok(allowed) => service.lock(allowed).await,
+        Err(refused) => Err(refused),
+    };
+    let verb = if until.is_some() { "lock" } else { "unlock" };
+    note(service, verb, &record, outcome.as_ref().err(), began);
+    outcome
+}
+
+/// Writes down what became of something that the administrator asked for.
+fn note(
+    service: &Service,
+    verb: &'static str,
+    record: &SnapshotRecord,
+    error: Option<&WireError>,
+    began: Instant,
+) {
     service.audit().note(&Event {
-        verb: "delete",
+        verb,
         vm: Some(&record.vm),
         vm_uuid: Some(record.vm_uuid),
         peer: "control",
         disks: Vec::new(),
-        snapshot: Some(id),
-        decision: outcome.as_ref().map_or_else(|error| Decision::of(error.code), |_| Decision::Done),
-        error: outcome.as_ref().err(),
+        snapshot: Some(record.id),
+        decision: error.map_or(Decision::Done, |error| Decision::of(error.code)),
+        error,
         took: began.elapsed(),
     });
-    outcome
 }
 
 /// Lets the guest's daemon run its own flow; with no daemon there, and only if crash consistency

@@ -67,6 +67,15 @@ pub trait Driver: Send + Sync {
     /// without anybody's doing.
     fn delete(&self, owner: Owner) -> Result<Deleted, DriverError>;
 
+    /// Replaces the manifest of a whole snapshot durably, in one step: after a crash it is the one or the other.
+    /// `NotFound` without such a snapshot here.
+    fn rewrite(&self, owner: Owner, manifest: &[u8]) -> Result<(), DriverError> {
+        let _ = manifest;
+        let doing =
+            format!("write something else beside the snapshot {}: {} can't", owner.snapshot, self.name());
+        Err(DriverError::new(Kind::Unsupported, doing))
+    }
+
     /// Whether other hosts' services use the same store: what they made is there too, and what is
     /// missing was removed by one of them.
     fn is_shared(&self) -> bool {

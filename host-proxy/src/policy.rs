@@ -62,6 +62,15 @@ pub struct Compare {
     pub to: SnapshotRecord,
 }
 
+/// This snapshot may be locked until then, or unlocked.
+#[derive(Debug, Clone)]
+pub struct Lock {
+    /// Which.
+    pub record: SnapshotRecord,
+    /// Until when; `None` unlocks.
+    pub until: Option<UnixMillis>,
+}
+
 /// Decides on a new snapshot. A repeat of a request that was answered never comes here.
 pub fn create(asker: Asker, vm: &Vm, prepare: &Prepare, usage: &Usage) -> Result<Allowed<Create>, WireError> {
     may(asker, vm, Verb::Create)?;
@@ -168,6 +177,31 @@ pub fn compare_as_admin(from: &SnapshotRecord, to: &SnapshotRecord) -> Result<Al
     }
 }
 
+/// The administrator locks what is whole, and unlocks anything. No guest does either.
+pub fn lock_as_admin(
+    record: &SnapshotRecord,
+    until: Option<UnixMillis>,
+    now: UnixMillis,
+) -> Result<Allowed<Lock>, WireError> {
+    match (until, record.state) {
+        (Some(until), _) if until <= now => Err(WireError::new(
+            ErrorCode::BadRequest,
+            format!("a lock until {} would be over already", protocol::view::rfc3339(until)),
+        )
+        .hint("give a moment to come: --until 2030-01-31, or --for 30d")),
+        (Some(_), State::Settling) => {
+            Err(WireError::new(ErrorCode::Busy, format!("the snapshot {} is not ready", record.id))
+                .hint("lock it when it is: hostsnapd show"))
+        }
+        (Some(_), State::Failed) => Err(WireError::new(
+            ErrorCode::Unsupported,
+            format!("the storage lost the snapshot {}: there is nothing that a lock could keep", record.id),
+        )
+        .hint("hostsnapd list shows those that are ready")),
+        _ => Ok(Allowed(Lock { record: record.clone(), until })),
+    }
+}
+
 /// Decides on a guest's removal of a snapshot.
 pub fn delete(vm: &Vm, record: &SnapshotRecord, now: UnixMillis) -> Result<Allowed<Delete>, WireError> {
     // A neighbour's snapshot does not exist: the answer must not tell whether it does.
@@ -206,7 +240,8 @@ fn unlocked(record: &SnapshotRecord, now: UnixMillis) -> Result<(), WireError> {
         Some(until) if until > now => Err(WireError::new(
             ErrorCode::Locked,
             format!("the snapshot {} is locked until {}", record.id, protocol::view::rfc3339(until)),
-        )),
+        )
+        .hint(format!("wait until then, or ask the host's administrator: hostsnapd unlock {}", record.id))),
         _ => Ok(()),
     }
 }

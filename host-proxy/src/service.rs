@@ -11,6 +11,7 @@
 //! | `changes` | what changed between two snapshots |
 //! | `read` | disks, lists, single snapshots |
 //! | `delete` | removal on demand and when a snapshot's time is over |
+//! | `lock` | what nobody may delete until a date |
 //! | `forget` | failed snapshots that were shown for long enough |
 //! | `clock` | the wall clock, and whether it can be believed |
 //! | `reconcile` | the catalog against the storage, at start and on command |
@@ -27,6 +28,7 @@ mod delete;
 mod errors;
 mod forget;
 mod in_flight;
+mod lock;
 mod manifest;
 mod operation;
 mod read;

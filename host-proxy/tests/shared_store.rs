@@ -20,6 +20,7 @@ use host_proxy::world::World;
 use protocol::evidence::Evidence;
 use protocol::fingerprint;
 use protocol::message::{DeleteOutcome, DiskRequest, List, Prepare};
+use protocol::record::UnixMillis;
 use protocol::text::Labels;
 use protocol::{BoundedVec, Consistency, RequestId, SnapshotRecord};
 
@@ -54,6 +55,9 @@ impl Driver for Shared {
     }
     fn delete(&self, owner: Owner) -> Result<Deleted, DriverError> {
         self.0.delete(owner)
+    }
+    fn rewrite(&self, owner: Owner, manifest: &[u8]) -> Result<(), DriverError> {
+        self.0.rewrite(owner, manifest)
     }
 }
 
@@ -137,6 +141,29 @@ async fn what_one_host_made_another_lists_repeats_and_deletes_and_the_first_forg
     assert_eq!(report.removed, [made.id], "{report:?}");
     assert!(report.lost.is_empty(), "the storage lost nothing: {report:?}");
     assert_eq!(listed(&first).await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_host_locked_another_does_not_delete_until_it_is_unlocked() {
+    let fs = LoopFs::new(Fs::Xfs, 400);
+    std::fs::write(fs.path().join("data.img"), vec![7; 1 << 20]).unwrap();
+    let [one, two] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (first, second) = (host(one.path(), &fs, true), host(two.path(), &fs, true));
+    let made = take(&first, &request(RequestId::random())).await;
+    second.reconcile().await.unwrap();
+    let now = host_proxy::service::now();
+    let lock = async |service: &Arc<Service>, until| {
+        let allowed = policy::lock_as_admin(&made, until, now).unwrap();
+        service.lock(allowed).await.unwrap();
+    };
+    lock(&first, Some(UnixMillis(now.0 + 3_600_000))).await;
+    second.reconcile().await.unwrap();
+    let known = listed(&second).await.remove(0);
+    assert!(policy::delete_as_admin(&known, now).is_err(), "{known:?}");
+    lock(&second, None).await;
+    first.reconcile().await.unwrap();
+    let known = listed(&first).await.remove(0);
+    first.delete(policy::delete_as_admin(&known, now).unwrap()).await.unwrap();
 }
 
 /// A host that does not know the machine entered the remains into its catalog as something to finish, and was

@@ -37,6 +37,9 @@ _hostsnapd() {
             hostsnapd,list)
                 cmd="hostsnapd__subcmd__list"
                 ;;
+            hostsnapd,lock)
+                cmd="hostsnapd__subcmd__lock"
+                ;;
             hostsnapd,ping)
                 cmd="hostsnapd__subcmd__ping"
                 ;;
@@ -51,6 +54,9 @@ _hostsnapd() {
                 ;;
             hostsnapd,show)
                 cmd="hostsnapd__subcmd__show"
+                ;;
+            hostsnapd,unlock)
+                cmd="hostsnapd__subcmd__unlock"
                 ;;
             hostsnapd,vms)
                 cmd="hostsnapd__subcmd__vms"
@@ -76,6 +82,9 @@ _hostsnapd() {
             hostsnapd__subcmd__help,list)
                 cmd="hostsnapd__subcmd__help__subcmd__list"
                 ;;
+            hostsnapd__subcmd__help,lock)
+                cmd="hostsnapd__subcmd__help__subcmd__lock"
+                ;;
             hostsnapd__subcmd__help,ping)
                 cmd="hostsnapd__subcmd__help__subcmd__ping"
                 ;;
@@ -90,6 +99,9 @@ _hostsnapd() {
                 ;;
             hostsnapd__subcmd__help,show)
                 cmd="hostsnapd__subcmd__help__subcmd__show"
+                ;;
+            hostsnapd__subcmd__help,unlock)
+                cmd="hostsnapd__subcmd__help__subcmd__unlock"
                 ;;
             hostsnapd__subcmd__help,vms)
                 cmd="hostsnapd__subcmd__help__subcmd__vms"
@@ -352,6 +364,20 @@ _hostsnapd() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        hostsnapd__subcmd__help__subcmd__lock)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         hostsnapd__subcmd__help__subcmd__ping)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -422,6 +448,20 @@ _hostsnapd() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        hostsnapd__subcmd__help__subcmd__unlock)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         hostsnapd__subcmd__help__subcmd__vms)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -452,6 +492,32 @@ _hostsnapd() {
                     return 0
                     ;;
                 --label)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnapd__subcmd__lock)
+            opts="-h --control --json --until --for --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --control)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --until)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --for)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -546,6 +612,24 @@ _hostsnapd() {
                     return 0
                     ;;
                 --vm)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnapd__subcmd__unlock)
+            opts="-h --control --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --control)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -33,6 +33,8 @@ complete -c hostsnapd -n "__fish_hostsnapd_needs_command" -f -a "list" -d 'List 
 complete -c hostsnapd -n "__fish_hostsnapd_needs_command" -f -a "show" -d 'Show one snapshot'
 complete -c hostsnapd -n "__fish_hostsnapd_needs_command" -f -a "create" -d 'Ask the agent in a virtual machine to take a snapshot of it'
 complete -c hostsnapd -n "__fish_hostsnapd_needs_command" -f -a "delete" -d 'Delete snapshots'
+complete -c hostsnapd -n "__fish_hostsnapd_needs_command" -f -a "lock" -d 'Lock a snapshot: until then nobody can delete it, its time to keep neither'
+complete -c hostsnapd -n "__fish_hostsnapd_needs_command" -f -a "unlock" -d 'Unlock a snapshot'
 complete -c hostsnapd -n "__fish_hostsnapd_needs_command" -f -a "ping" -d 'Ask the agent in a virtual machine whether it is there and what it is doing'
 complete -c hostsnapd -n "__fish_hostsnapd_needs_command" -f -a "changes" -d 'Show where the disks of one snapshot differ from another\'s'
 complete -c hostsnapd -n "__fish_hostsnapd_needs_command" -f -a "reconcile" -d 'Compare the catalog with the storage and finish what is unfinished'
@@ -68,6 +70,14 @@ complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand create" -s h -l help
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand delete" -l control -d 'The socket of the running service' -r -F
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand delete" -l json -d 'Print JSON'
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand delete" -s h -l help -d 'Print help'
+complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand lock" -l control -d 'The socket of the running service' -r -F
+complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand lock" -l until -d 'Until this moment, such as 2030-01-31 (its first, in UTC) or 2030-01-31T18:00:00Z' -r
+complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand lock" -l for -d 'For this long from now, such as 30d' -r
+complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand lock" -l json -d 'Print JSON'
+complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand lock" -s h -l help -d 'Print help'
+complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand unlock" -l control -d 'The socket of the running service' -r -F
+complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand unlock" -l json -d 'Print JSON'
+complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand unlock" -s h -l help -d 'Print help'
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand ping" -l control -d 'The socket of the running service' -r -F
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand ping" -l json -d 'Print JSON'
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand ping" -s h -l help -d 'Print help'

@@ -210,6 +210,10 @@ impl Driver for Btrfs {
         self.folder.remove(owner, clear)
     }
 
+    fn rewrite(&self, owner: Owner, manifest: &[u8]) -> Result<(), DriverError> {
+        self.folder.rewrite(owner, manifest)
+    }
+
     fn expose(&self) -> Option<&dyn Expose> {
         Some(self)
     }

@@ -100,6 +100,14 @@ impl Folder {
         sync(&self.machine(owner.vm))
     }
 
+    /// Replaces the manifest of a whole snapshot, durably.
+    pub(super) fn rewrite(&self, owner: Owner, manifest: &[u8]) -> Result<(), DriverError> {
+        match self.place(owner) {
+            Place::Whole(path) => write_manifest(&path, manifest),
+            _ => Err(DriverError::new(Kind::NotFound, format!("find the snapshot {}", owner.snapshot))),
+        }
+    }
+
     /// Removes a snapshot in whatever state; `clear` empties its folder of what is the driver's own.
     pub(super) fn remove(
         &self,

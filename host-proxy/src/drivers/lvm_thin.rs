@@ -221,6 +221,16 @@ impl Driver for LvmThin {
         store::remove(&self.pool, None, owner)
     }
 
+    fn rewrite(&self, owner: Owner, manifest: &[u8]) -> Result<(), DriverError> {
+        let vg = self.pool.report()?;
+        let manifests = store::open_manifests(&self.pool, &vg)?;
+        let held = store::one(&self.pool, &vg, manifests.as_ref(), owner)?;
+        match manifests.filter(|_| held.is_whole()) {
+            Some(manifests) => manifests.put(owner, Phase::Cut, manifest).map(|_| ()),
+            None => Err(DriverError::new(Kind::NotFound, format!("find the snapshot {}", owner.snapshot))),
+        }
+    }
+
     fn expose(&self) -> Option<&dyn Expose> {
         Some(self)
     }

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use protocol::DiskSerial;
 use serde_json::json;
 
-use self::entry::{Entry, Stage, key, stage};
+use self::entry::{Entry, Stage, key, manifest_text, stage};
 use self::ffi::cluster::Pool;
 use self::ffi::image::{For, Image};
 use self::set::{Member, Set};
@@ -200,6 +200,25 @@ impl Driver for Rbd {
                 }
             }
             remove::all(pool, owner, &entries).map(|()| Deleted::Gone)
+        })
+    }
+
+    fn rewrite(&self, owner: Owner, manifest: &[u8]) -> Result<(), DriverError> {
+        let manifest = manifest_text(manifest)?;
+        self.within(|pool| {
+            let entries = inventory::find(pool, owner)?;
+            if stage(&entries) != Stage::Whole {
+                let doing = format!("find the snapshot {}", owner.snapshot);
+                return Err(DriverError::new(Kind::NotFound, doing));
+            }
+            // The first one last: it decides.
+            for mut entry in entries.into_iter().rev() {
+                // Open, so that nobody removes the image while its header is written.
+                let Some(_open) = remove::open(pool, &entry, For::Cutting)? else { continue };
+                entry.manifest.clone_from(&manifest);
+                meta::set(pool, &entry.image, &key(owner.snapshot), &entry.text())?;
+            }
+            Ok(())
         })
     }
 

@@ -162,6 +162,10 @@ impl Driver for Reflink {
         self.folder.remove(owner, folder::clear_images)
     }
 
+    fn rewrite(&self, owner: Owner, manifest: &[u8]) -> Result<(), DriverError> {
+        self.folder.rewrite(owner, manifest)
+    }
+
     fn expose(&self) -> Option<&dyn Expose> {
         Some(self)
     }

@@ -180,6 +180,21 @@ fn a_locked_snapshot_is_removed_by_nobody_until_the_very_moment() {
     assert_eq!(by_all(UnixMillis(NOW.0 + 1)), [true; 3]);
     let refused = delete_as_admin(&locked, NOW).unwrap_err();
     assert_eq!((refused.code, refused.code.exit_code()), (ErrorCode::Locked, 4));
+    assert!(refused.hint.as_str().contains(&format!("hostsnapd unlock {}", locked.id)), "{refused}");
+}
+
+#[test]
+fn the_administrator_locks_what_is_ready_until_a_moment_to_come_and_unlocks_anything() {
+    let [vm, _] = machines("");
+    let ready = snapshot(&vm);
+    let after = Some(UnixMillis(NOW.0 + 1));
+    assert_eq!(lock_as_admin(&ready, after, NOW).unwrap().get().until, after);
+    assert_eq!(code(lock_as_admin(&ready, Some(NOW), NOW)), Some(ErrorCode::BadRequest));
+    for (state, refused) in [(State::Settling, ErrorCode::Busy), (State::Failed, ErrorCode::Unsupported)] {
+        let other = SnapshotRecord { state, locked_until: after, ..ready.clone() };
+        assert_eq!(code(lock_as_admin(&other, after, NOW)), Some(refused));
+        assert!(lock_as_admin(&other, None, NOW).unwrap().get().until.is_none());
+    }
 }
 
 #[test]

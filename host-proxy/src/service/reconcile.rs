@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::create::digest_of_record;
 use super::in_flight::Claim;
+use super::lock::lock_of;
 use super::operation::{Common, Part, name_disks, tell_if_cut_apart};
 use super::{Service, errors, manifest, settle};
 use crate::catalog::{Begun, Entry, Phase};
@@ -126,7 +127,11 @@ impl Service {
             _ if now != entry => {}
             Phase::Failed => {}
             Phase::Ready => {
-                let whole = inventory.found.get(&id).is_some_and(|parts| all_there(parts));
+                let parts = inventory.found.get(&id).filter(|parts| all_there(parts));
+                if let Some(parts) = parts {
+                    self.believe_lock(&entry.record, parts).await;
+                }
+                let whole = parts.is_some();
                 let is_gone = !inventory.found.contains_key(&id);
                 if is_gone && inventory.complete && self.is_shared(&entry.record) {
                     match self.catalog(move |catalog| catalog.remove(id)).await {
@@ -304,6 +309,7 @@ impl Service {
         if whole {
             record.state = if missing { State::Failed } else { State::Ready };
         }
+        record.locked_until = lock_of(parts).unwrap_or(record.locked_until);
         // Another host's, whose machine is not known here: that host picks it up.
         if !whole && let Err(problem) = self.volumes_of(&record) {
             return report.problems.push(format!("{id}: {problem}"));
@@ -376,7 +382,7 @@ fn all_there(parts: &[(Arc<Store>, Found)]) -> bool {
 }
 
 /// The record, and in how many stores its parts are.
-fn read_manifest(parts: &[(Arc<Store>, Found)]) -> Result<(SnapshotRecord, usize), String> {
+pub(super) fn read_manifest(parts: &[(Arc<Store>, Found)]) -> Result<(SnapshotRecord, usize), String> {
     let (store, found) = parts.first().ok_or("it is in no store")?;
     let bytes = found
         .manifest

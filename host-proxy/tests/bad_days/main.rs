@@ -9,6 +9,7 @@ mod full;
 #[path = "../common/guest.rs"]
 mod guest;
 mod interrupted;
+mod locks;
 mod refusals;
 mod stage;
 mod usage;

@@ -6,5 +6,6 @@ mod expiry;
 #[allow(dead_code)]
 #[path = "../common/guest.rs"]
 mod guest;
+mod locks;
 mod order;
 mod stage;

@@ -16,7 +16,7 @@ use host_proxy::service::{Clock, Operation, Outcome, Report, Service, Workers};
 use host_proxy::world::World;
 use protocol::message::{List, Prepare, Request};
 use protocol::record::UnixMillis;
-use protocol::{Consistency, SnapshotId, SnapshotRecord, Ticket, WireError};
+use protocol::{Consistency, ErrorCode, SnapshotId, SnapshotRecord, Ticket, WireError};
 
 use super::guest::{conclude, request_for};
 
@@ -87,6 +87,20 @@ impl Stage {
     pub(crate) async fn delete(&self, record: &SnapshotRecord) {
         let allowed = policy::delete_as_admin(record, UnixMillis(self.now())).unwrap();
         self.service.delete(allowed).await.unwrap();
+    }
+
+    /// Locks it for so long from now, or unlocks it.
+    pub(crate) async fn lock(&self, record: &SnapshotRecord, for_ms: Option<u64>) -> Result<(), WireError> {
+        let now = self.now();
+        let until = for_ms.map(|ms| UnixMillis(now + ms));
+        let allowed = policy::lock_as_admin(record, until, UnixMillis(now)).unwrap();
+        self.service.lock(allowed).await.map(drop)
+    }
+
+    /// Whether its deletion would be refused for its lock.
+    pub(crate) fn lock_is_in_the_way(&self, record: &SnapshotRecord) -> bool {
+        let decided = policy::delete_as_admin(record, UnixMillis(self.now()));
+        decided.is_err_and(|error| error.code == ErrorCode::Locked)
     }
 
     pub(crate) async fn reconcile(&self) -> Report {

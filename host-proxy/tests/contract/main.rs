@@ -64,6 +64,7 @@ fn promises(bench: &dyn Bench) {
     what_is_cut_is_what_was_there_and_nothing_later(bench);
     a_repeat_finds_what_is_there(bench);
     only_ours_is_listed_and_what_is_foreign_stays(bench);
+    what_is_written_beside_a_snapshot_can_be_replaced(bench);
     what_is_deleted_twice_was_absent(bench);
     what_is_in_use_is_busy(bench);
     what_is_not_there_can_not_be_snapshot(bench);
@@ -184,6 +185,28 @@ fn only_ours_is_listed_and_what_is_foreign_stays(bench: &dyn Bench) {
     delete(bench, owner);
     assert_eq!(bench.driver().list().unwrap(), []);
     foreign.is_untouched();
+}
+
+fn what_is_written_beside_a_snapshot_can_be_replaced(bench: &dyn Bench) {
+    let owner = take(bench);
+    // Longer and shorter than before.
+    for manifest in ["until tomorrow ".repeat(400), "none".to_owned()] {
+        bench.driver().rewrite(owner, manifest.as_bytes()).unwrap();
+        let found = Found { owner, whole: true, manifest: Some(manifest.into_bytes()) };
+        assert_eq!(bench.driver().list().unwrap(), [found]);
+    }
+    for volume in &bench.volumes() {
+        first_byte(bench, owner, volume);
+    }
+    delete(bench, owner);
+    // What is not there, or not whole, is not made by it.
+    let error = bench.driver().rewrite(owner, b"none").expect_err("it is gone");
+    assert_eq!(error.kind, Kind::NotFound, "{error}");
+    let ready = prepare(bench, owner);
+    let error = bench.driver().rewrite(owner, b"none").expect_err("it is not whole");
+    assert_eq!(error.kind, Kind::NotFound, "{error}");
+    ready.abandon().unwrap();
+    assert_eq!(bench.driver().list().unwrap(), []);
 }
 
 fn what_is_deleted_twice_was_absent(bench: &dyn Bench) {

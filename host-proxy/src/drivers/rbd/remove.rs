@@ -70,7 +70,8 @@ pub(super) fn refuse_if_used(pool: &Arc<Pool>, owner: Owner, entries: &[Entry]) 
     Ok(())
 }
 
-fn open(pool: &Arc<Pool>, entry: &Entry, what: For) -> Result<Option<Image>, DriverError> {
+/// The image of an entry, if it is still there.
+pub(super) fn open(pool: &Arc<Pool>, entry: &Entry, what: For) -> Result<Option<Image>, DriverError> {
     match Image::by_id(pool, &entry.image, what) {
         Ok(image) => Ok(Some(image)),
         Err(error) if error.kind == Kind::NotFound => Ok(None),
