@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-use super::kin;
+use super::kin::{self, Started};
 use super::tail::Tail;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -31,11 +31,15 @@ pub(super) struct Job<'a> {
 pub(super) fn run(job: &Job<'_>, limit: Duration) -> HookOutcome {
     let name = job.program.display();
     let mut tail = Tail::default();
-    let outcome = started(job).and_then(|(child, output)| watch(child, output, limit, &mut tail));
+    let mut since = None;
+    let outcome = started(job).and_then(|(child, output)| {
+        since = pid_of(&child).ok().and_then(Started::of);
+        watch(child, output, limit, &mut tail)
+    });
     if matches!(outcome, Ok(HookOutcome::TimedOut))
         && let Some(mark) = job.mark()
     {
-        kin::kill(MARK, mark);
+        kin::kill(MARK, mark, since);
     }
     match &outcome {
         Ok(HookOutcome::Exited(0)) => tracing::debug!("hook {name} {}: {}", job.argument, tail.text()),
