@@ -13,10 +13,10 @@ use harness::vm::{Plan, Vm, blank_image};
 use crate::{Driver, GuestFs};
 
 /// Room for the records, the dirty pages and what btrfs needs beside them.
-const DATA_MIB: u64 = 768;
+const DATA_MIB: u64 = 1280;
 const ROOT_MIB: u64 = 256;
 /// For the data disk and two copies of it.
-const STORE_MIB: u64 = 3072;
+const STORE_MIB: u64 = 4608;
 /// So much that the kernel lets the dirty pages be: it begins to write back at a tenth of its memory
 /// (`vm.dirty_background_ratio`).
 const MEMORY_MIB: u32 = 3072;

@@ -111,7 +111,12 @@ fn run(file: &str, dirty_file: &str, dirty_mib: usize, command: &mut Command) ->
         longest_at_us: AtomicU64::new(0),
     });
     let writer = Arc::clone(&watch);
-    std::thread::spawn(move || write_for_ever(&file, &writer));
+    std::thread::spawn(move || {
+        // Else everybody would wait for its next record.
+        let Err(error) = write_for_ever(&file, &writer) else { return };
+        eprintln!("write records: {error}");
+        std::process::exit(1);
+    });
     watch.wait_for(WARM);
     watch.begin();
     std::thread::sleep(BASELINE);
