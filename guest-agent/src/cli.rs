@@ -57,6 +57,25 @@ pub enum Command {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Plug a snapshot's disks into this machine, as new disks beside the original ones
+    ///
+    /// Prints the device of each. They are read-only; the snapshot itself never changes. Nothing is
+    /// mounted. They stay over a reboot, until `hostsnap detach`, or until the machine is stopped.
+    Attach {
+        /// Its identifier, any unique prefix of it, or `latest`
+        snapshot: SnapshotRef,
+        /// Only these of its disks, by serial
+        disks: Vec<DiskSerial>,
+        /// Let them be written to: a clone, thrown away when it is detached
+        #[arg(long)]
+        writable: bool,
+    },
+    /// Take a snapshot's disks out of this machine again
+    Detach {
+        /// Their identifiers, or unique prefixes of them
+        #[arg(required = true)]
+        snapshots: Vec<SnapshotRef>,
+    },
     /// Show this machine's disks, what is mounted on them, and what the host knows of them
     Disks {
         /// Print what /proc and /sys say, as the tests read it: for a bug report

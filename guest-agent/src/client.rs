@@ -13,6 +13,7 @@ mod wire;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use protocol::attach::{Attach, Attachment, DetachOutcome};
 use protocol::message::{
     Conclude, CutDone, DeleteOutcome, DiskAbilities, DiskInfo, Hello, List, Page, Planned, Prepare, Prepared,
     Progress, Reply, Request, Welcome,
@@ -191,6 +192,30 @@ impl Client {
             Ok(other) => Err(unexpected("Abilities", &other)),
             Err(ClientError::Told(error)) if error.code == ErrorCode::Malformed => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Plugs a snapshot's disks into this machine: those that were asked for, by the host's word.
+    pub fn attach(&mut self, attach: Attach) -> Result<Vec<Attachment>, ClientError> {
+        match self.ask(&Request::Attach(attach), self.limits.prepare)? {
+            Reply::Attached(attached) => Ok(attached.into_inner()),
+            other => Err(unexpected("Attach", &other)),
+        }
+    }
+
+    /// Takes a snapshot's disks out of this machine.
+    pub fn detach(&mut self, id: SnapshotId) -> Result<DetachOutcome, ClientError> {
+        match self.ask(&Request::Detach(id), self.limits.prepare)? {
+            Reply::Detached(outcome) => Ok(outcome),
+            other => Err(unexpected("Detach", &other)),
+        }
+    }
+
+    /// What is attached, of all snapshots.
+    pub fn attachments(&mut self) -> Result<Vec<Attachment>, ClientError> {
+        match self.ask(&Request::Attachments, self.limits.answer)? {
+            Reply::Attached(attached) => Ok(attached.into_inner()),
+            other => Err(unexpected("Attachments", &other)),
         }
     }
 

@@ -9,10 +9,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use protocol::attach::Access;
 use protocol::message::List;
 use protocol::record::State;
 use protocol::text::SnapshotRef;
-use protocol::{ErrorCode, RequestId, WireError};
+use protocol::{DiskSerial, ErrorCode, RequestId, WireError};
 use serde_json::json;
 
 use crate::cli::{Cli, Command, Create};
@@ -21,7 +22,7 @@ use crate::flow::{self, Options, Otherwise, Outcome, Surroundings, Target, Told}
 use crate::freeze::{self, Emergency};
 use crate::topology::select::{self, DiskOverview};
 use crate::topology::{capture, mountinfo};
-use crate::{daemon, doctor};
+use crate::{attach, daemon, doctor};
 use print::Known;
 
 /// Reads the command line. One that can't be understood ends the program: with exit code 2, and as
@@ -73,6 +74,11 @@ fn dispatch(cli: Cli) -> Result<ExitCode, WireError> {
             print::snapshot(&record, json);
         }
         Command::Delete { snapshots, yes } => delete(&host, snapshots, yes, json)?,
+        Command::Attach { snapshot, disks, writable } => {
+            let access = if writable { Access::Writable } else { Access::ReadOnly };
+            plug_in(&host, snapshot, &disks, access, json)?;
+        }
+        Command::Detach { snapshots } => take_out(&host, snapshots, json)?,
         Command::Disks { capture: true } => {
             print::json(&capture::live()?);
         }
@@ -153,7 +159,13 @@ fn list(host: &HostAddress, filter: &List, json: bool) -> Result<(), WireError> 
             break;
         }
     }
-    print::snapshots(&records, json);
+    // A host that is too old for it has attached nothing.
+    let attached = match client.attachments().map_err(WireError::from) {
+        Err(error) if error.code == ErrorCode::Malformed => Vec::new(),
+        told => told?,
+    };
+    let attached = attached.iter().map(attach::here_or_not).collect::<Result<Vec<_>, _>>()?;
+    print::snapshots(&records, &attached, json);
     Ok(())
 }
 
@@ -162,7 +174,7 @@ fn delete(host: &HostAddress, snapshots: Vec<SnapshotRef>, yes: bool, json: bool
     // All are looked up before the first is deleted: a typing error deletes nothing.
     let records = snapshots.into_iter().map(|which| client.get(which)).collect::<Result<Vec<_>, _>>()?;
     if !yes && std::io::stdin().is_terminal() {
-        print::snapshots(&records.iter().map(|record| (**record).clone()).collect::<Vec<_>>(), false);
+        print::snapshots(&records.iter().map(|record| (**record).clone()).collect::<Vec<_>>(), &[], false);
         eprint!("Delete {}? [y/N] ", if records.len() == 1 { "it" } else { "them" });
         let _ = std::io::stderr().flush();
         let mut answer = String::new();
@@ -182,6 +194,38 @@ fn delete(host: &HostAddress, snapshots: Vec<SnapshotRef>, yes: bool, json: bool
     // What was deleted is said, whatever came then.
     print::deleted(&outcomes, json);
     failed.map_or(Ok(()), |error| Err(error.into()))
+}
+
+fn plug_in(
+    host: &HostAddress,
+    snapshot: SnapshotRef,
+    disks: &[DiskSerial],
+    access: Access,
+    json: bool,
+) -> Result<(), WireError> {
+    let mut client = Client::connect(host, Limits::default())?;
+    let id = client.get(snapshot)?.id;
+    print::attached(id, &attach::attach(&mut client, id, disks, access)?, json);
+    Ok(())
+}
+
+fn take_out(host: &HostAddress, snapshots: Vec<SnapshotRef>, json: bool) -> Result<(), WireError> {
+    let mut client = Client::connect(host, Limits::default())?;
+    let ids = snapshots
+        .into_iter()
+        .map(|which| client.get(which).map(|record| record.id))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut outcomes = Vec::new();
+    let failed = ids.into_iter().find_map(|id| match attach::detach(&mut client, id) {
+        Ok(outcome) => {
+            outcomes.push((id, outcome));
+            None
+        }
+        Err(error) => Some(error),
+    });
+    // What was taken out is said, whatever came then.
+    print::detached(&outcomes, json);
+    failed.map_or(Ok(()), Err)
 }
 
 fn disks(host: &HostAddress, json: bool) -> Result<(), WireError> {

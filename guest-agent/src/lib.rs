@@ -6,9 +6,11 @@
 //! | [`freeze`] | freezing, and above all thawing again |
 //! | [`hooks`] | quiescing applications |
 //! | [`client`] | the conversation with the host |
+//! | [`attach`] | a snapshot's disks in this machine |
 //! | [`flow`] | the way of a snapshot, which joins all of these |
 //! | [`commands`], [`daemon`], [`doctor`] | the ways to run the program, by [`cli`] |
 
+pub mod attach;
 pub mod cli;
 pub mod client;
 pub mod commands;

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::agent::AgentCreate;
+use protocol::attach::DetachOutcome;
 use protocol::message::{DeleteOutcome, List};
 use protocol::record::UnixMillis;
 use protocol::text::{LabelKey, LabelValue, MountPath, Name, SnapshotRef};
 use protocol::view::SnapshotView;
-use protocol::{DiskSerial, ErrorCode, RequestId, SnapshotRecord, WireError};
+use protocol::{DiskSerial, ErrorCode, RequestId, SnapshotId, SnapshotRecord, WireError};
 use serde::Serialize;
 use tokio::net::UnixStream;
 
@@ -39,6 +40,7 @@ pub fn run(command: Command) -> ExitCode {
         | Command::Changes { ask, .. }
         | Command::Lock { ask, .. }
         | Command::Unlock { ask, .. }
+        | Command::Detach { ask, .. }
         | Command::Ping { ask, .. } => ask.output.json,
         Command::Serve(_)
         | Command::Check { .. }
@@ -84,6 +86,7 @@ async fn dispatch(command: Command) -> Result<(), WireError> {
             lock(&ask, snapshot, Some(until)).await?;
         }
         Command::Unlock { ask, snapshot } => lock(&ask, snapshot, None).await?,
+        Command::Detach { ask, snapshots } => detach(&ask, snapshots).await?,
         Command::Ping { ask, vm } => match ask_once(&ask, &ControlRequest::Ping(vm.clone())).await? {
             ControlReply::Pong(facts) => print::pong(&vm, &facts, ask.output),
             other => return Err(unexpected(&other)),
@@ -128,7 +131,42 @@ async fn list(ask: &Ask, vm: Option<Name>, labels: Vec<(LabelKey, LabelValue)>) 
 }
 
 async fn delete(ask: &Ask, snapshots: Vec<SnapshotRef>) -> Result<(), WireError> {
-    // All are looked up before the first is deleted: a typing error deletes nothing.
+    let mut outcomes = Vec::new();
+    let done = for_each(ask, snapshots, ControlRequest::Delete, |id, reply| match reply {
+        ControlReply::Deleted(outcome) => {
+            outcomes.push((id, outcome == DeleteOutcome::Gone));
+            Ok(())
+        }
+        other => Err(unexpected(&other)),
+    });
+    let done = done.await;
+    // What was deleted is said, whatever came then.
+    print::deleted(&outcomes, ask.output);
+    done
+}
+
+async fn detach(ask: &Ask, snapshots: Vec<SnapshotRef>) -> Result<(), WireError> {
+    let mut outcomes = Vec::new();
+    let done = for_each(ask, snapshots, ControlRequest::Detach, |id, reply| match reply {
+        ControlReply::Detached(outcome) => {
+            outcomes.push((id, outcome == DetachOutcome::Detached));
+            Ok(())
+        }
+        other => Err(unexpected(&other)),
+    });
+    let done = done.await;
+    print::detached(&outcomes, ask.output);
+    done
+}
+
+/// Asks the same of each snapshot, until one fails. All are looked up before the first is touched: a
+/// typing error does nothing.
+async fn for_each(
+    ask: &Ask,
+    snapshots: Vec<SnapshotRef>,
+    request: fn(SnapshotId) -> ControlRequest,
+    mut take: impl FnMut(SnapshotId, ControlReply) -> Result<(), WireError>,
+) -> Result<(), WireError> {
     let mut ids = Vec::with_capacity(snapshots.len());
     for snapshot in snapshots {
         match ask_once(ask, &ControlRequest::Show { vm: None, snapshot }).await? {
@@ -136,22 +174,10 @@ async fn delete(ask: &Ask, snapshots: Vec<SnapshotRef>) -> Result<(), WireError>
             other => return Err(unexpected(&other)),
         }
     }
-    let mut outcomes = Vec::new();
-    let mut failed = Ok(());
     for id in ids {
-        failed = match ask_once(ask, &ControlRequest::Delete(id)).await {
-            Ok(ControlReply::Deleted(outcome)) => {
-                outcomes.push((id, outcome == DeleteOutcome::Gone));
-                continue;
-            }
-            Ok(other) => Err(unexpected(&other)),
-            Err(error) => Err(error),
-        };
-        break;
+        take(id, ask_once(ask, &request(id)).await?)?;
     }
-    // What was deleted is said, whatever came then.
-    print::deleted(&outcomes, ask.output);
-    failed
+    Ok(())
 }
 
 /// What changed on each disk, in the order of the comparison's disks.

@@ -4,6 +4,7 @@
 //! | module | idea |
 //! |---|---|
 //! | this one | the life of an entry: intent → settling → ready, and → deleting → gone |
+//! | `attachments` | what is attached to which machine |
 //! | `query` | find, list, usage |
 //! | `age` | failed entries that were shown for long enough |
 //! | `row` | between an entry and its row |
@@ -14,6 +15,7 @@
 //! own entries whole whatever they do.
 
 mod age;
+mod attachments;
 mod error;
 mod query;
 mod row;
@@ -29,6 +31,7 @@ use protocol::{SnapshotId, SnapshotRecord};
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{Connection, OptionalExtension, params};
 
+pub use attachments::{Attached, Stage};
 pub use error::{CatalogError, FindError};
 use row::{RECORD_VERSION, bytes_of, json, key, moment, read};
 

@@ -102,6 +102,18 @@ pub enum Command {
         /// Its identifier, or any unique prefix of it
         snapshot: SnapshotRef,
     },
+    /// Take out of its machine what a guest has attached of its snapshots
+    ///
+    /// The emergency exit: the guest itself does it with `hostsnap detach`, which makes sure that nothing
+    /// there uses the disks any more. This does not.
+    Detach {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        ask: Ask,
+        /// Their identifiers, or unique prefixes of them
+        #[arg(required = true)]
+        snapshots: Vec<SnapshotRef>,
+    },
     /// Ask the agent in a virtual machine whether it is there and what it is doing
     Ping {
         #[command(flatten)]

@@ -110,6 +110,8 @@ pub enum Verb {
     List,
     /// Delete its snapshots.
     Delete,
+    /// Attach its snapshots to itself.
+    Attach,
 }
 
 /// `[vm.quota]`.
@@ -232,7 +234,7 @@ impl<'de> Deserialize<'de> for Vm {
             uuid: raw.uuid,
             peer,
             qmp: raw.qmp,
-            allow: raw.allow.unwrap_or_else(|| [Verb::Create, Verb::List, Verb::Delete].into()),
+            allow: raw.allow.unwrap_or_else(|| [Verb::Create, Verb::List, Verb::Delete, Verb::Attach].into()),
             guest_may_delete: raw.guest_may_delete,
             quota: raw.quota,
             disks: raw.disks,
@@ -250,6 +252,7 @@ impl fmt::Display for Verb {
             Self::Create => "create",
             Self::List => "list",
             Self::Delete => "delete",
+            Self::Attach => "attach",
         })
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::agent::{AgentCreate, AgentPhase};
+use protocol::attach::DetachOutcome;
 use protocol::message::{DeleteOutcome, DiskInfo, List, Page, Progress};
 use protocol::record::UnixMillis;
 use protocol::text::{Line, Name, SnapshotRef};
@@ -75,6 +76,8 @@ pub enum ControlRequest {
         /// Until when; `None` unlocks.
         until: Option<UnixMillis>,
     },
+    /// Take out of its machine what is attached of one snapshot.
+    Detach(SnapshotId),
 }
 
 /// What the service answers.
@@ -100,6 +103,8 @@ pub enum ControlReply {
     Extents(DiskSerial, Vec<Extent>),
     /// To `Changes`, when all extents were told.
     Compared(Box<Compared>),
+    /// To `Detach`.
+    Detached(DetachOutcome),
 }
 
 /// Which snapshots were compared, and which of their disks.
@@ -225,6 +230,7 @@ async fn answer(
         ControlRequest::Lock { snapshot, until } => {
             ControlReply::Snapshot(lock(service, snapshot, until).await?)
         }
+        ControlRequest::Detach(id) => ControlReply::Detached(detach(service, id).await?),
     })
 }
 
@@ -290,9 +296,8 @@ fn uuid_of(service: &Service, name: Option<&Name>) -> Result<Option<VmUuid>, Wir
 
 async fn delete(service: &Arc<Service>, id: SnapshotId) -> Result<DeleteOutcome, WireError> {
     let began = Instant::now();
-    let reference = id.to_string().parse().expect("an identifier is a valid reference");
     service.freshen().await;
-    let record = service.get(&policy::read_as_admin(None), reference).await?;
+    let record = record_of(service, id).await?;
     let outcome = match policy::delete_as_admin(&record, service.now()) {
         Ok(allowed) => service.delete(allowed).await,
         Err(refused) => Err(refused),
@@ -307,9 +312,8 @@ async fn lock(
     until: Option<UnixMillis>,
 ) -> Result<Box<SnapshotRecord>, WireError> {
     let began = Instant::now();
-    let reference = id.to_string().parse().expect("an identifier is a valid reference");
     service.freshen().await;
-    let record = service.get(&policy::read_as_admin(None), reference).await?;
+    let record = record_of(service, id).await?;
     let outcome = match policy::lock_as_admin(&record, until, service.now()) {
         Ok(allowed) => service.lock(allowed).await,
         Err(refused) => Err(refused),
@@ -317,6 +321,20 @@ async fn lock(
     let verb = if until.is_some() { "lock" } else { "unlock" };
     note(service, verb, &record, outcome.as_ref().err(), began);
     outcome
+}
+
+/// The emergency exit, for a guest that can't ask any more.
+async fn detach(service: &Arc<Service>, id: SnapshotId) -> Result<DetachOutcome, WireError> {
+    let began = Instant::now();
+    let record = record_of(service, id).await?;
+    let outcome = service.detach(policy::detach_as_admin(&record)).await;
+    note(service, "detach", &record, outcome.as_ref().err(), began);
+    outcome
+}
+
+async fn record_of(service: &Service, id: SnapshotId) -> Result<SnapshotRecord, WireError> {
+    let reference = id.to_string().parse().expect("an identifier is a valid reference");
+    service.get(&policy::read_as_admin(None), reference).await
 }
 
 /// Writes down what became of something that the administrator asked for.

@@ -143,6 +143,12 @@ pub trait CutSet: Send + Sync {
 pub trait Expose {
     /// Where to read the snapshot of this volume, read-only.
     fn expose(&self, owner: Owner, volume: &DiskSerial) -> Result<Exposed, DriverError>;
+
+    /// Takes back what `expose` needed on this host, when nobody reads it any more. What was not exposed
+    /// is fine.
+    fn conceal(&self, _owner: Owner, _volume: &DiskSerial) -> Result<(), DriverError> {
+        Ok(())
+    }
 }
 
 /// The ability to tell what changed between two snapshots of a volume.

@@ -3,9 +3,13 @@
 //! Every decision in favour is an [`Allowed`], whose contents only this module can make; the
 //! service takes nothing else, so a forgotten check does not compile.
 
+mod attach;
+
 use protocol::message::{DiskRequest, Prepare};
 use protocol::record::{SnapshotRecord, State, UnixMillis};
 use protocol::{ErrorCode, VmUuid, WireError};
+
+pub use attach::{Attach, Detach, attach, clones, detach, detach_as_admin};
 
 use crate::catalog::Usage;
 use crate::config::{Disk, Verb, Vm};
@@ -99,10 +103,6 @@ pub fn create(asker: Asker, vm: &Vm, prepare: &Prepare, usage: &Usage) -> Result
 }
 
 fn within_quota(vm: &Vm, disks: &[(Disk, DiskRequest)], usage: &Usage) -> Result<(), WireError> {
-    let over = |what: String| {
-        Err(WireError::new(ErrorCode::QuotaExceeded, what)
-            .hint("delete snapshots that you no longer need, or ask the host's administrator for more"))
-    };
     let quota = &vm.quota;
     if usage.snapshots >= quota.snapshots {
         return over(format!("{} has {} snapshots of {} allowed", vm.name, usage.snapshots, quota.snapshots));
@@ -113,16 +113,24 @@ fn within_quota(vm: &Vm, disks: &[(Disk, DiskRequest)], usage: &Usage) -> Result
             vm.name, usage.created_last_hour, quota.per_hour
         ));
     }
-    if let Some(allowed_bytes) = quota.bytes {
-        let asked = disks.iter().fold(0u64, |sum, (_, disk)| sum.saturating_add(disk.size_bytes));
-        if usage.bytes.saturating_add(asked) > allowed_bytes {
-            return over(format!(
-                "{asked} bytes more would exceed the {allowed_bytes} bytes allowed to {}, of which {} are used",
-                vm.name, usage.bytes
-            ));
-        }
+    let asked = disks.iter().fold(0u64, |sum, (_, disk)| sum.saturating_add(disk.size_bytes));
+    within_bytes(vm, asked, usage)
+}
+
+/// Decides on the bytes that are asked for beside those that a machine has.
+fn within_bytes(vm: &Vm, asked: u64, usage: &Usage) -> Result<(), WireError> {
+    match vm.quota.bytes {
+        Some(allowed) if usage.bytes.saturating_add(asked) > allowed => over(format!(
+            "{asked} bytes more would exceed the {allowed} bytes allowed to {}, of which {} are used",
+            vm.name, usage.bytes
+        )),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+fn over(what: String) -> Result<(), WireError> {
+    Err(WireError::new(ErrorCode::QuotaExceeded, what)
+        .hint("delete snapshots that you no longer need, or ask the host's administrator for more"))
 }
 
 /// Decides on the pool: a snapshot must leave the floor free.

@@ -10,6 +10,7 @@
 //! | `abilities` | what the storage of each disk can do |
 //! | `changes` | what changed between two snapshots |
 //! | `read` | disks, lists, single snapshots |
+//! | `attach` | a snapshot's disks in the machine that it is of |
 //! | `delete` | removal on demand and when a snapshot's time is over |
 //! | `lock` | what nobody may delete until a date |
 //! | `forget` | failed snapshots that were shown for long enough |
@@ -20,6 +21,7 @@
 
 mod abilities;
 mod agentless;
+mod attach;
 mod blocking;
 mod changes;
 mod clock;
@@ -55,6 +57,7 @@ use crate::audit::Audit;
 use crate::boots::Boots;
 use crate::catalog::{Catalog, CatalogError};
 use crate::world::World;
+use attach::Turns;
 use in_flight::InFlight;
 use shared::Freshness;
 
@@ -75,6 +78,7 @@ pub struct Service {
     /// Held while a new intent is decided on and committed.
     beginning: tokio::sync::Mutex<()>,
     freshness: Freshness,
+    turns: Turns,
 }
 
 impl Service {
@@ -97,6 +101,7 @@ impl Service {
             admission: Arc::new(Semaphore::new(ADMITTED)),
             beginning: tokio::sync::Mutex::new(()),
             freshness: Freshness::default(),
+            turns: Turns::default(),
         })
     }
 

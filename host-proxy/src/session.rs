@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use protocol::attach::{Attach, Attachment};
 use protocol::message::{Conclude, Cut, Hello, List, Prepare, Progress, Reply, Request, Welcome};
 use protocol::text::{Name, SnapshotRef};
-use protocol::{ErrorCode, SnapshotId, SnapshotRecord, Ticket, VERSIONS, VmUuid, WireError};
+use protocol::{DiskSerial, ErrorCode, SnapshotId, SnapshotRecord, Ticket, VERSIONS, VmUuid, WireError};
 
 use crate::audit::{Decision, Event};
 use crate::config::Vm;
@@ -134,7 +135,7 @@ impl Session {
                 ),
             )
             .hint("the host's administrator corrects the uuid, or the cid, of this [[vm]]");
-            self.note("hello", &vm, None, Err(&error), Instant::now());
+            self.note("hello", &vm, Vec::new(), Err(&error), Instant::now());
             return Err(error);
         }
         Ok(Welcome { version, host_version: own_version(), vm: vm.name })
@@ -182,7 +183,7 @@ impl Session {
                 let concluded = cut.conclude(None).await;
                 if let Ok(vm) = self.vm() {
                     let outcome = concluded.map(Settling::into_record);
-                    self.note("conclude", &vm, None, outcome.as_deref().map(|record| record.id), began);
+                    self.note("conclude", &vm, Vec::new(), outcome.as_deref().map(|record| record.id), began);
                 }
             }
         }
@@ -201,6 +202,9 @@ impl Session {
             Request::List(list) => self.list(list).await,
             Request::Get(reference) => self.get(reference).await,
             Request::Delete(id) => self.delete(id).await,
+            Request::Attach(wanted) => self.attach(&wanted).await,
+            Request::Detach(id) => self.detach(id).await,
+            Request::Attachments => self.attachments().await,
         };
         match reply {
             Ok(reply) => transport::send(stream, &reply).await,
@@ -234,7 +238,8 @@ impl Session {
         let vm = self.vm()?;
         let outcome = self.service.prepare(Asker::Guest, &vm, prepare).await;
         let id = SnapshotId::derive(vm.uuid, prepare.request);
-        self.note("prepare", &vm, Some(prepare), outcome.as_ref().map(|_| id), began);
+        let disks = prepare.disks.iter().map(|disk| disk.serial.clone()).collect();
+        self.note("prepare", &vm, disks, outcome.as_ref().map(|_| id), began);
         Ok(match outcome? {
             Outcome::Ready(operation) => {
                 let prepared = operation.prepared();
@@ -287,7 +292,7 @@ impl Session {
             Err(error) => Err(error),
         };
         if let Ok(vm) = self.vm() {
-            self.note("conclude", &vm, None, outcome.as_deref().map(|record| record.id), began);
+            self.note("conclude", &vm, Vec::new(), outcome.as_deref().map(|record| record.id), began);
         }
         Ok(outcome.map(Reply::Snapshot))
     }
@@ -322,7 +327,7 @@ impl Session {
         let began = Instant::now();
         let vm = self.vm()?;
         let outcome = self.delete_allowed(&vm, id).await;
-        self.note("delete", &vm, None, outcome.as_ref().map(|_| id), began);
+        self.note("delete", &vm, Vec::new(), outcome.as_ref().map(|_| id), began);
         outcome.map(Reply::Deleted)
     }
 
@@ -338,21 +343,44 @@ impl Session {
         self.service.delete(policy::delete(vm, &record, self.service.now())?).await
     }
 
+    async fn attach(&self, wanted: &Attach) -> Answer {
+        let began = Instant::now();
+        let vm = self.vm()?;
+        self.service.freshen().await;
+        let outcome = self.service.attach(&vm, wanted).await;
+        let disks = wanted.disks.to_vec();
+        self.note("attach", &vm, disks, outcome.as_ref().map(|_| wanted.id), began);
+        attached(outcome?)
+    }
+
+    async fn detach(&self, id: SnapshotId) -> Answer {
+        let began = Instant::now();
+        let vm = self.vm()?;
+        let outcome = self.service.detach(policy::detach(&vm, id)).await;
+        self.note("detach", &vm, Vec::new(), outcome.as_ref().map(|_| id), began);
+        outcome.map(Reply::Detached)
+    }
+
+    async fn attachments(&self) -> Answer {
+        let vm = self.vm()?;
+        policy::read(Asker::Guest, &vm)?;
+        attached(self.service.attachments(&vm).await?)
+    }
+
     fn note(
         &self,
         verb: &'static str,
         vm: &Vm,
-        prepare: Option<&Prepare>,
+        disks: Vec<DiskSerial>,
         outcome: Result<SnapshotId, &WireError>,
         began: Instant,
     ) {
-        let disks = prepare.map(|prepare| prepare.disks.iter().map(|disk| disk.serial.clone()).collect());
         self.service.audit().note(&Event {
             verb,
             vm: Some(&vm.name),
             vm_uuid: Some(vm.uuid),
             peer: &self.peer.via,
-            disks: disks.unwrap_or_default(),
+            disks,
             snapshot: outcome.ok(),
             decision: match outcome {
                 Ok(_) => Decision::Done,
@@ -385,6 +413,13 @@ async fn wait(
             None => return Ok(Err(WireError::new(ErrorCode::Internal, "settling the snapshot stopped"))),
         }
     }
+}
+
+fn attached(attachments: Vec<Attachment>) -> Answer {
+    let attachments = attachments.try_into().map_err(|error: protocol::bounded::TooMany| {
+        WireError::new(ErrorCode::Internal, error.to_string())
+    })?;
+    Ok(Reply::Attached(attachments))
 }
 
 fn out_of_order(what: &str) -> WireError {

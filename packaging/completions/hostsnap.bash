@@ -16,6 +16,9 @@ _hostsnap() {
             ",$1")
                 cmd="hostsnap"
                 ;;
+            hostsnap,attach)
+                cmd="hostsnap__subcmd__attach"
+                ;;
             hostsnap,create)
                 cmd="hostsnap__subcmd__create"
                 ;;
@@ -24,6 +27,9 @@ _hostsnap() {
                 ;;
             hostsnap,delete)
                 cmd="hostsnap__subcmd__delete"
+                ;;
+            hostsnap,detach)
+                cmd="hostsnap__subcmd__detach"
                 ;;
             hostsnap,disks)
                 cmd="hostsnap__subcmd__disks"
@@ -43,6 +49,9 @@ _hostsnap() {
             hostsnap,thaw)
                 cmd="hostsnap__subcmd__thaw"
                 ;;
+            hostsnap__subcmd__help,attach)
+                cmd="hostsnap__subcmd__help__subcmd__attach"
+                ;;
             hostsnap__subcmd__help,create)
                 cmd="hostsnap__subcmd__help__subcmd__create"
                 ;;
@@ -51,6 +60,9 @@ _hostsnap() {
                 ;;
             hostsnap__subcmd__help,delete)
                 cmd="hostsnap__subcmd__help__subcmd__delete"
+                ;;
+            hostsnap__subcmd__help,detach)
+                cmd="hostsnap__subcmd__help__subcmd__detach"
                 ;;
             hostsnap__subcmd__help,disks)
                 cmd="hostsnap__subcmd__help__subcmd__disks"
@@ -77,8 +89,26 @@ _hostsnap() {
 
     case "${cmd}" in
         hostsnap)
-            opts="-h -V --json --host --help --version create list show delete disks doctor thaw daemon help"
+            opts="-h -V --json --host --help --version create list show delete attach detach disks doctor thaw daemon help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --host)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnap__subcmd__attach)
+            opts="-h --writable --json --host --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -176,6 +206,24 @@ _hostsnap() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        hostsnap__subcmd__detach)
+            opts="-h --json --host --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --host)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         hostsnap__subcmd__disks)
             opts="-h --capture --json --host --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -213,8 +261,22 @@ _hostsnap() {
             return 0
             ;;
         hostsnap__subcmd__help)
-            opts="create list show delete disks doctor thaw daemon help"
+            opts="create list show delete attach detach disks doctor thaw daemon help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnap__subcmd__help__subcmd__attach)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -255,6 +317,20 @@ _hostsnap() {
             return 0
             ;;
         hostsnap__subcmd__help__subcmd__delete)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnap__subcmd__help__subcmd__detach)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

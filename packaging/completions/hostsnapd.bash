@@ -31,6 +31,9 @@ _hostsnapd() {
             hostsnapd,delete)
                 cmd="hostsnapd__subcmd__delete"
                 ;;
+            hostsnapd,detach)
+                cmd="hostsnapd__subcmd__detach"
+                ;;
             hostsnapd,help)
                 cmd="hostsnapd__subcmd__help"
                 ;;
@@ -76,6 +79,9 @@ _hostsnapd() {
             hostsnapd__subcmd__help,delete)
                 cmd="hostsnapd__subcmd__help__subcmd__delete"
                 ;;
+            hostsnapd__subcmd__help,detach)
+                cmd="hostsnapd__subcmd__help__subcmd__detach"
+                ;;
             hostsnapd__subcmd__help,help)
                 cmd="hostsnapd__subcmd__help__subcmd__help"
                 ;;
@@ -113,7 +119,7 @@ _hostsnapd() {
 
     case "${cmd}" in
         hostsnapd)
-            opts="-h -V --help --version serve check vms list show create delete ping changes reconcile rebuild-catalog audit help"
+            opts="-h -V --help --version serve check vms list show create delete lock unlock detach ping changes reconcile rebuild-catalog audit help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -252,8 +258,26 @@ _hostsnapd() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        hostsnapd__subcmd__detach)
+            opts="-h --control --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --control)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         hostsnapd__subcmd__help)
-            opts="serve check vms list show create delete ping changes reconcile rebuild-catalog audit help"
+            opts="serve check vms list show create delete lock unlock detach ping changes reconcile rebuild-catalog audit help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -323,6 +347,20 @@ _hostsnapd() {
             return 0
             ;;
         hostsnapd__subcmd__help__subcmd__delete)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnapd__subcmd__help__subcmd__detach)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

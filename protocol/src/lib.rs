@@ -3,6 +3,7 @@
 //! | module | idea |
 //! |---|---|
 //! | [`message`] | every request of a guest and every reply of the host |
+//! | [`attach`] | a snapshot's disks, attached to the machine that it is of |
 //! | [`agent`] | what the host asks of the guest's daemon |
 //! | [`record`] | what a snapshot is, as both sides show it |
 //! | [`evidence`] | what was proved while the snapshot was taken, and what may be claimed from it |
@@ -17,6 +18,7 @@
 
 pub mod agent;
 pub mod args;
+pub mod attach;
 pub mod bounded;
 pub mod codec;
 pub mod error;

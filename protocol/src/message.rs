@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::BoundedVec;
+use crate::attach::{Attach, Attachment, DetachOutcome, MAX_ATTACHED};
 use crate::error::WireError;
 use crate::evidence::{Consistency, Evidence};
 use crate::fingerprint::Fingerprint;
@@ -39,6 +40,13 @@ pub enum Request {
     Delete(SnapshotId),
     /// What can the storage of each disk of this virtual machine do, and how full is it?
     Abilities,
+    /// Attach disks of one snapshot of this virtual machine to it, by its whole identifier. A repeat
+    /// gives what is attached already.
+    Attach(Attach),
+    /// Take back what is attached of this snapshot.
+    Detach(SnapshotId),
+    /// What is attached, of all snapshots?
+    Attachments,
 }
 
 /// What the host answers.
@@ -72,6 +80,10 @@ pub enum Reply {
     Error(WireError),
     /// To `Abilities`.
     Abilities(BoundedVec<DiskAbilities, 64>),
+    /// To `Attach`: the disks that were asked for; to `Attachments`: all that are attached.
+    Attached(BoundedVec<Attachment, MAX_ATTACHED>),
+    /// To `Detach`.
+    Detached(DetachOutcome),
 }
 
 /// The protocol versions that one side speaks, both ends included.

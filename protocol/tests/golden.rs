@@ -74,6 +74,9 @@ fn every_variant_has_golden_bytes() {
         "Get",
         "Delete",
         "Abilities",
+        "Attach",
+        "Detach",
+        "Attachments",
     ];
     let of_request = |value: &Request| match value {
         Request::Hello(_) => "Hello",
@@ -87,6 +90,9 @@ fn every_variant_has_golden_bytes() {
         Request::Get(_) => "Get",
         Request::Delete(_) => "Delete",
         Request::Abilities => "Abilities",
+        Request::Attach(_) => "Attach",
+        Request::Detach(_) => "Detach",
+        Request::Attachments => "Attachments",
     };
     let seen: BTreeSet<_> = common::requests().iter().map(|(_, value)| of_request(value)).collect();
     assert_eq!(seen, requests.into());
@@ -106,6 +112,8 @@ fn every_variant_has_golden_bytes() {
         "Deleted",
         "Error",
         "Abilities",
+        "Attached",
+        "Detached",
     ];
     let of_reply = |value: &Reply| match value {
         Reply::Hello(_) => "Hello",
@@ -122,6 +130,8 @@ fn every_variant_has_golden_bytes() {
         Reply::Deleted(_) => "Deleted",
         Reply::Error(_) => "Error",
         Reply::Abilities(_) => "Abilities",
+        Reply::Attached(_) => "Attached",
+        Reply::Detached(_) => "Detached",
     };
     let seen: BTreeSet<_> = common::replies().iter().map(|(_, value)| of_reply(value)).collect();
     assert_eq!(seen, replies.into());

@@ -15,6 +15,7 @@
 //! | [`within`] | a test that runs inside of such a machine |
 //! | [`serial`] | what is said on that port, for both ends |
 //! | [`hostsnapd`] | the service, with a configuration for these machines |
+//! | [`monitor`] | a machine's QMP monitor, as a test asks it |
 //! | [`process`] | a process that is ended when dropped |
 //! | [`records`] | what the tests' application writes, and how it is verified |
 
@@ -25,6 +26,7 @@ pub mod hostsnapd;
 pub mod initramfs;
 pub mod link;
 pub mod loopfs;
+pub mod monitor;
 pub mod platform;
 pub mod process;
 pub mod records;

@@ -60,6 +60,8 @@ pub struct Plan {
     extra: Vec<(PathBuf, String)>,
     programs: Vec<(PathBuf, String)>,
     ports: Vec<String>,
+    slots: usize,
+    takes_scsi: bool,
     uuid: String,
     root: Root,
 }
@@ -98,6 +100,8 @@ impl Plan {
             extra: Vec::new(),
             programs: Vec::new(),
             ports: Vec::new(),
+            slots: 0,
+            takes_scsi: false,
             uuid: format!("5f0b6f3e-8f0c-4c6e-9a55-{:012x}", crc32fast::hash(name.as_bytes())),
             root: Root::Initramfs,
         }
@@ -165,6 +169,20 @@ impl Plan {
         self
     }
 
+    /// With so many PCIe slots into which a disk can be plugged while it runs.
+    #[must_use]
+    pub fn slots(mut self, slots: usize) -> Self {
+        self.slots = slots;
+        self
+    }
+
+    /// With a SCSI controller that takes disks while it runs.
+    #[must_use]
+    pub fn takes_scsi(mut self) -> Self {
+        self.takes_scsi = true;
+        self
+    }
+
     /// With so much memory.
     #[must_use]
     pub fn memory_mib(mut self, mib: u32) -> Self {
@@ -227,6 +245,12 @@ impl Plan {
         }
         for name in ["qmp", "qmp-harness"] {
             command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", at(name).display()));
+        }
+        for slot in 1..=self.slots {
+            command.arg("-device").arg(format!("pcie-root-port,id=slot{slot},chassis={slot},slot={slot}"));
+        }
+        if self.takes_scsi {
+            command.args(["-device", "virtio-scsi-pci,id=hotscsi"]);
         }
         for (index, disk) in self.disks.iter().enumerate() {
             attach(&mut command, index, disk);

@@ -1,6 +1,7 @@
 //! Stories in real virtual machines. Each reads as a short text.
 
 mod agent;
+mod attach;
 mod boot;
 mod ceph;
 mod databases;

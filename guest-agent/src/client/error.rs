@@ -89,6 +89,8 @@ pub(super) const fn kind(reply: &Reply) -> &'static str {
         Reply::Snapshots(_) => "Snapshots",
         Reply::Deleted(_) => "Deleted",
         Reply::Error(_) => "Error",
+        Reply::Attached(_) => "Attached",
+        Reply::Detached(_) => "Detached",
     }
 }
 

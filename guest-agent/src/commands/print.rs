@@ -1,8 +1,9 @@
 //! What a user reads: blocks and tables for people, JSON for programs.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use protocol::attach::{Attachment, DetachOutcome};
 use protocol::message::{DeleteOutcome, DiskAbilities, DiskInfo, Planned};
 use protocol::text::MountPath;
 use protocol::view::{self, ErrorView, SnapshotView};
@@ -10,6 +11,7 @@ use protocol::{ErrorCode, SnapshotId, SnapshotRecord, WireError};
 use serde::Serialize;
 use serde_json::json;
 
+use crate::attach::AttachedDisk;
 use crate::doctor::{Finding, Status};
 use crate::flow::Target;
 use crate::topology::select::DiskOverview;
@@ -48,11 +50,66 @@ pub(super) fn snapshot(record: &SnapshotRecord, json: bool) {
     out(&view::block(record));
 }
 
-pub(super) fn snapshots(records: &[SnapshotRecord], json: bool) {
+/// A snapshot with what of it is attached.
+#[derive(Serialize)]
+struct Listed<'a> {
+    #[serde(flatten)]
+    snapshot: SnapshotView<'a>,
+    attached: Vec<serde_json::Value>,
+}
+
+/// Snapshots, and what of them is attached as which device.
+pub(super) fn snapshots(records: &[SnapshotRecord], attached: &[(Attachment, Option<PathBuf>)], json: bool) {
     if json {
-        return self::json(&records.iter().map(SnapshotView::from).collect::<Vec<_>>());
+        let of = |record: &SnapshotRecord| -> Vec<_> {
+            attached
+                .iter()
+                .filter(|(attachment, _)| attachment.snapshot == record.id)
+                .map(|(attachment, path)| {
+                    json!({ "disk": attachment.disk, "serial": attachment.serial, "path": path,
+                            "access": attachment.access, "size_bytes": attachment.size_bytes })
+                })
+                .collect()
+        };
+        let listed = records.iter().map(|record| Listed { snapshot: record.into(), attached: of(record) });
+        return self::json(&listed.collect::<Vec<_>>());
     }
     out(&view::table(records));
+    for (attachment, device) in attached {
+        let device =
+            device.as_deref().map_or_else(|| "not in this kernel".to_owned(), |at| path(at).to_string());
+        out(&format!(
+            "attached  {device}  {}  {}  {}\n",
+            attachment.disk,
+            attachment.access.as_str(),
+            attachment.snapshot
+        ));
+    }
+}
+
+pub(super) fn attached(id: SnapshotId, disks: &[AttachedDisk], json: bool) {
+    if json {
+        return self::json(&json!({ "id": id, "disks": disks }));
+    }
+    for disk in disks {
+        let AttachedDisk { disk, serial, path: device, access, size_bytes } = disk;
+        let (size, device) = (view::size(*size_bytes), path(device));
+        out(&format!("{device}  {disk}  {size}  {}  {serial}\n", access.as_str()));
+    }
+}
+
+pub(super) fn detached(outcomes: &[(SnapshotId, DetachOutcome)], json: bool) {
+    let was_there = |outcome: &DetachOutcome| *outcome == DetachOutcome::Detached;
+    if json {
+        let lines: Vec<_> = outcomes
+            .iter()
+            .map(|(id, outcome)| json!({ "id": id, "detached": was_there(outcome) }))
+            .collect();
+        return self::json(&lines);
+    }
+    for (id, outcome) in outcomes {
+        out(&format!("{id} {}\n", if was_there(outcome) { "detached" } else { "was not attached" }));
+    }
 }
 
 pub(super) fn deleted(outcomes: &[(SnapshotId, DeleteOutcome)], json: bool) {

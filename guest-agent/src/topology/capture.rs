@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use protocol::DiskSerial;
 use serde::{Deserialize, Serialize};
 
 use super::{TopologyError, serial};
@@ -66,6 +67,20 @@ pub fn live() -> Result<Capture, TopologyError> {
         devices: devices(Path::new("/sys/class/block"))?,
         btrfs: btrfs(Path::new("/sys/fs/btrfs")),
     })
+}
+
+/// The disk with this serial, by its name in `/dev`: of this machine, now. Reads no more than it needs, so that it
+/// can be asked again and again.
+pub fn disk_with_serial(wanted: &DiskSerial) -> Result<Option<String>, TopologyError> {
+    let class = Path::new("/sys/block");
+    let names = fs::read_dir(class)
+        .map_err(|error| TopologyError::Read { what: class.display().to_string(), why: error.to_string() })?;
+    let has_it = |disk: &Path| {
+        let serial = disk.canonicalize().ok().and_then(|disk| disk_serial(&disk));
+        serial.and_then(|text| text.parse::<DiskSerial>().ok()).is_some_and(|serial| serial.same_disk(wanted))
+    };
+    let found = names.flatten().find(|entry| has_it(&entry.path()));
+    Ok(found.and_then(|entry| entry.file_name().into_string().ok()).map(|name| kernel_name(&name)))
 }
 
 fn devices(class: &Path) -> Result<Vec<Device>, TopologyError> {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use protocol::DiskSerial;
+use protocol::attach::AttachedName;
 use serde::Serialize;
 
 use super::TopologyError;
@@ -203,7 +204,12 @@ fn why_not_on_disk(fs_type: &str) -> &'static str {
 }
 
 fn all_disks(stack: &Stack<'_>, mounted: &[Mounted<'_>], known: &[DiskSerial]) -> BTreeSet<String> {
-    let held = mounted.iter().flat_map(|fs| fs.beneath.disks.iter().cloned());
+    // A snapshot that is attached is none of the machine's own disks, whatever is mounted from it.
+    let is_own = |name: &String| {
+        let serial = stack.device(name).and_then(|device| serial_of(device).ok());
+        serial.is_none_or(|serial| serial.as_str().parse::<AttachedName>().is_err())
+    };
+    let held = mounted.iter().flat_map(|fs| fs.beneath.disks.iter().cloned()).filter(is_own);
     let named = stack
         .disks()
         .filter(|device| {

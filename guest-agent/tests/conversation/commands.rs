@@ -2,6 +2,7 @@
 
 use std::process::{Command, Stdio};
 
+use protocol::attach::{Access, Attach, Attachment, DetachOutcome};
 use protocol::evidence::CutEvidence;
 use protocol::message::{DeleteOutcome, DiskInfo, List, Page, Reply, Request};
 use protocol::record::{DiskRecord, MountRecord, SnapshotRecord, State, Timing, UnixMillis};
@@ -153,13 +154,76 @@ fn a_list_follows_all_pages_and_asks_the_host_to_filter() {
     };
     let answers = || {
         let second = List { after: Some(snapshot(1).id), ..filter.clone() };
-        vec![(Request::List(filter.clone()), page(1, Some(1))), (Request::List(second), page(2, None))]
+        vec![
+            (Request::List(filter.clone()), page(1, Some(1))),
+            (Request::List(second), page(2, None)),
+            (Request::Attachments, attached(&[])),
+        ]
     };
     let run = against(&["list", "--disk", "data", "--state", "ready"], answers());
     assert_eq!(run.code, 0, "{}", run.err);
     assert_eq!(run.out.lines().count(), 3, "{}", run.out);
     let json = against(&["--json", "list", "--disk", "data", "--state", "ready"], answers()).json();
     assert_eq!(json.as_array().unwrap().len(), 2);
+}
+
+fn attached(snapshots: &[u128]) -> Reply {
+    let attachments: Vec<_> = snapshots
+        .iter()
+        .map(|number| Attachment {
+            snapshot: snapshot(*number).id,
+            disk: "data".parse().unwrap(),
+            serial: format!("hs-{:014x}.0", number).parse().unwrap(),
+            access: Access::ReadOnly,
+            size_bytes: 1 << 30,
+        })
+        .collect();
+    Reply::Attached(attachments.try_into().unwrap())
+}
+
+#[test]
+fn a_list_shows_what_is_attached_and_a_host_that_is_too_old_for_it_has_attached_nothing() {
+    let answers = |attachments| {
+        let page = Page { snapshots: BoundedVec::try_from(vec![snapshot(1)]).unwrap(), next: None };
+        let all = List { limit: 256, ..List::default() };
+        vec![(Request::List(all), Reply::Snapshots(page)), (Request::Attachments, attachments)]
+    };
+    let listed = against(&["--json", "list"], answers(attached(&[1]))).json();
+    assert_eq!(listed[0]["attached"][0]["serial"], "hs-00000000000001.0");
+    assert_eq!(listed[0]["attached"][0]["path"], Value::Null, "this kernel has no such disk");
+    let shown = against(&["list"], answers(attached(&[1])));
+    assert!(shown.out.contains("attached  not in this kernel  data  read-only"), "{}", shown.out);
+
+    let too_old = Reply::Error(WireError::new(ErrorCode::Malformed, "these bytes are no message"));
+    let listed = against(&["--json", "list"], answers(too_old)).json();
+    assert_eq!(listed[0]["attached"], json!([]));
+}
+
+#[test]
+fn the_hosts_refusal_to_attach_and_what_was_detached_before_an_error_are_said() {
+    let attach = Attach {
+        id: snapshot(1).id,
+        disks: vec!["data".parse().unwrap()].try_into().unwrap(),
+        access: Access::Writable,
+    };
+    let full = Reply::Error(WireError::new(ErrorCode::Unsupported, "no port is free").hint("add one"));
+    let answers =
+        vec![get("01", found(1)), (Request::Attachments, attached(&[])), (Request::Attach(attach), full)];
+    let run = against(&["attach", "01", "data", "--writable"], answers);
+    assert_eq!((run.code, run.err.as_str()), (6, "hostsnap: no port is free\nadd one\n"));
+
+    let busy = Reply::Error(WireError::new(ErrorCode::Busy, "the guest has not released it"));
+    let answers = vec![
+        get("01", found(1)),
+        get("02", found(2)),
+        (Request::Attachments, attached(&[1, 2])),
+        (Request::Detach(snapshot(1).id), Reply::Detached(DetachOutcome::Detached)),
+        (Request::Attachments, attached(&[2])),
+        (Request::Detach(snapshot(2).id), busy),
+    ];
+    let run = against(&["--json", "detach", "01", "02"], answers);
+    assert_eq!(run.code, 6, "{}", run.err);
+    assert_eq!(run.json(), json!([{ "id": snapshot(1).id, "detached": true }]));
 }
 
 #[test]

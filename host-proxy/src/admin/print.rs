@@ -59,13 +59,21 @@ pub(super) fn snapshot(record: &SnapshotRecord, output: Output) {
 }
 
 pub(super) fn deleted(outcomes: &[(SnapshotId, bool)], output: Output) {
+    each(outcomes, "deleted", "was not there", output);
+}
+
+pub(super) fn detached(outcomes: &[(SnapshotId, bool)], output: Output) {
+    each(outcomes, "detached", "was not attached", output);
+}
+
+fn each(outcomes: &[(SnapshotId, bool)], done: &str, was_not: &str, output: Output) {
     if output.json {
         let all: Vec<_> =
-            outcomes.iter().map(|(id, was_there)| json!({ "id": id, "deleted": was_there })).collect();
+            outcomes.iter().map(|(id, was_there)| json!({ "id": id, done: was_there })).collect();
         return json(&all, output);
     }
     for (id, was_there) in outcomes {
-        out(&format!("{id} {}\n", if *was_there { "deleted" } else { "was not there" }));
+        out(&format!("{id} {}\n", if *was_there { done } else { was_not }));
     }
 }
 
@@ -118,6 +126,7 @@ pub(crate) fn report(report: &Report, output: Output) {
         ("cleaned up", &report.cleaned),
         ("lost by the storage", &report.lost),
         ("removed by another host", &report.removed),
+        ("no longer attached", &report.detached),
     ] {
         for id in ids {
             out(&format!("{id}  {what}\n"));

@@ -107,13 +107,15 @@ impl Catalog {
         Ok(entries.into_iter().filter_map(readable).collect())
     }
 
-    /// How much a virtual machine has. What it made in the last hour and removed again counts as
+    /// How much a virtual machine has; clones of attached snapshots count as well. What it made in the last hour and removed again counts as
     /// made, whether it was cut or not: it was work.
     pub fn usage(&self, vm: VmUuid, now: UnixMillis) -> Result<Usage, CatalogError> {
         let since = moment(UnixMillis(now.0.saturating_sub(HOUR)));
         let until = moment(UnixMillis(now.0.saturating_add(CLOCK_SLACK)));
         let usage = self.connection().query_row(
-            "SELECT count(*), coalesce(sum(bytes), 0),
+            "SELECT count(*), coalesce(sum(bytes), 0)
+                + (SELECT coalesce(sum(size_bytes), 0) FROM attachments
+                    WHERE vm_uuid = ?1 AND clone IS NOT NULL),
                 (SELECT count(*) FROM snapshots
                     WHERE vm_uuid = ?1 AND created_at > ?2 AND created_at <= ?3)
                 + (SELECT count(*) FROM gone

@@ -71,6 +71,19 @@ const STEPS: &[M<'_>] = &[
                 VALUES (old.id, old.vm_uuid, old.created_at, old.position, unixepoch());
         END;",
     ),
+    M::up(
+        "CREATE TABLE attachments (
+            vm_uuid     TEXT NOT NULL,
+            name        TEXT NOT NULL,      -- hs-…: its serial, and QEMU's name of node and device
+            snapshot    TEXT NOT NULL,      -- 32 hexadecimal digits
+            disk        TEXT NOT NULL,
+            size_bytes  INTEGER NOT NULL,
+            stage       TEXT NOT NULL CHECK (stage IN ('attaching', 'attached', 'detaching')),
+            monitor     BLOB NOT NULL,      -- the path of QEMU's monitor
+            clone       BLOB,               -- the path of the clone that may be written to
+            PRIMARY KEY (vm_uuid, name)
+        ) STRICT;",
+    ),
 ];
 
 /// How many bytes are set aside for the log, so that on a full file system what was begun can be

@@ -6,6 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 use std::time::Duration;
 
+use protocol::attach::AttachedName;
+
 use super::place::{DiskPlaces, Places, StorePlaces, VmPlaces, start};
 use super::{Backend, Config, Disk, PeerId, Source, Vm};
 use crate::drivers::rbd;
@@ -246,6 +248,10 @@ fn one_vm(config: &Config, vm: &Vm, places: &VmPlaces, found: &mut Found<'_>) {
 }
 
 fn one_disk(config: &Config, vm: &Vm, disk: &Disk, places: &DiskPlaces, found: &mut Found<'_>) {
+    if disk.serial.virtio().parse::<AttachedName>().is_ok() {
+        let what = format!("the serial {} is as those of attached snapshots: choose another", disk.serial);
+        found.say(start(&places.serial), what);
+    }
     if let Source::Path(path) = &disk.source {
         found.path(start(&places.path), path, &format!("the path of the disk {}", disk.serial));
         // Cutting a snapshot as if it were a disk would never end.

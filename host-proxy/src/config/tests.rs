@@ -150,6 +150,12 @@ fn two_disks_that_virtio_cannot_tell_apart_are_refused() {
 }
 
 #[test]
+fn a_disk_with_the_serial_of_an_attached_snapshot_is_refused() {
+    let told = errors(&GOOD.replace("\"data\"", "\"hs-bf77abd9d60d54.0\""));
+    assert!(told.contains("as those of attached snapshots"), "{told}");
+}
+
+#[test]
 fn two_machines_that_share_a_way_in_or_a_disk_are_refused_and_both_lines_are_named() {
     let vm = GOOD.split("[[vm]]").nth(1).unwrap();
     let second = vm

@@ -309,6 +309,16 @@ impl Expose for LvmThin {
             }
         }
     }
+
+    fn conceal(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<(), DriverError> {
+        let vg = self.pool.report()?;
+        let manifests = store::open_manifests(&self.pool, &vg)?;
+        let held = store::one(&self.pool, &vg, manifests.as_ref(), owner)?;
+        match held.lvs.iter().find(|(_, ours)| ours.serial == *volume) {
+            Some((lv, _)) => store::deactivate(&self.pool, lv),
+            None => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use protocol::attach::Access;
 use protocol::evidence::CutEvidence;
 use protocol::fingerprint::Fingerprint;
 use protocol::record::{State, Timing};
@@ -208,4 +209,60 @@ fn a_snapshot_expires_at_its_end_and_without_one_never() {
     let ahead = SnapshotRecord { created_at: UnixMillis(NOW.0 * 9), ..ends(NOW.0 * 9 + HOUR) };
     assert!(expire(&ahead, NOW, HOUR - 1).is_none());
     assert!(expire(&ahead, NOW, HOUR).is_some());
+}
+
+fn wish(record: &SnapshotRecord, serials: &[&str]) -> protocol::attach::Attach {
+    let disks: Vec<_> = serials.iter().map(|serial| serial.parse().unwrap()).collect();
+    protocol::attach::Attach { id: record.id, disks: disks.try_into().unwrap(), access: Access::ReadOnly }
+}
+
+fn with_disks(vm: &Vm) -> SnapshotRecord {
+    let disk = |serial: &str| protocol::record::DiskRecord {
+        serial: serial.parse().unwrap(),
+        driver: "reflink".parse().unwrap(),
+        handle: "h".parse().unwrap(),
+        size_bytes: 1000,
+    };
+    SnapshotRecord { disks: vec![disk("data"), disk("log")].try_into().unwrap(), ..snapshot(vm) }
+}
+
+#[test]
+fn a_guest_attaches_its_own_whole_snapshots_by_its_verb_and_learns_nothing_of_others() {
+    let [vm, neighbour] = machines("");
+    let record = with_disks(&vm);
+    assert!(attach(&vm, &record, &wish(&record, &[])).is_ok());
+    let theirs = attach(&neighbour, &record, &wish(&record, &[])).unwrap_err();
+    assert_eq!(theirs, not_found(&record.id.to_string()));
+
+    let [silent, _] = machines("allow = [\"create\", \"list\", \"delete\"]");
+    assert_eq!(attach(&silent, &record, &wish(&record, &[])).unwrap_err().code, ErrorCode::Refused);
+    for (state, code) in [(State::Settling, ErrorCode::Busy), (State::Failed, ErrorCode::StorageFailed)] {
+        let record = SnapshotRecord { state, ..record.clone() };
+        assert_eq!(attach(&vm, &record, &wish(&record, &[])).unwrap_err().code, code);
+    }
+}
+
+#[test]
+fn the_disks_of_a_snapshot_are_attached_each_once_by_its_place_in_it() {
+    let [vm, _] = machines("");
+    let record = with_disks(&vm);
+    let places = |serials: &[&str]| -> Vec<usize> {
+        let allowed = attach(&vm, &record, &wish(&record, serials)).unwrap().into_inner();
+        allowed.disks.iter().map(|(place, _)| *place).collect()
+    };
+    assert_eq!(places(&[]), [0, 1]);
+    assert_eq!(places(&["log"]), [1]);
+    assert_eq!(places(&["log", "data", "log"]), [0, 1]);
+    let error = attach(&vm, &record, &wish(&record, &["log", "swap"])).unwrap_err();
+    assert_eq!(error.code, ErrorCode::UnknownDisk);
+    assert!(error.message.as_str().contains("has no disk swap; it has: data, log"), "{error}");
+}
+
+#[test]
+fn clones_have_the_bytes_that_the_quota_leaves_and_what_is_read_only_needs_none() {
+    let [vm, _] = machines("[vm.quota]\nbytes = 3000\n");
+    let used = Usage { bytes: 2000, ..Usage::default() };
+    assert!(clones(&vm, 1000, &used).is_ok());
+    assert_eq!(clones(&vm, 1001, &used).unwrap_err().code, ErrorCode::QuotaExceeded);
+    assert!(clones(&vm, 0, &Usage { bytes: 9000, ..used }).is_ok());
 }

@@ -21,10 +21,12 @@ impl Service {
     pub async fn delete(&self, allowed: Allowed<Delete>) -> Result<DeleteOutcome, WireError> {
         let Delete(record) = allowed.into_inner();
         let id = record.id;
+        self.refresh_attached(&record).await?;
         let Some(claim) = self.in_flight.claim(id) else {
             return Err(WireError::new(ErrorCode::Busy, format!("the snapshot {id} is being worked on"))
                 .hint("try again when it is ready"));
         };
+        self.refuse_if_attached(&record).await?;
         let Some(was) = self.catalog(move |catalog| catalog.begin_delete(id)).await? else {
             return Ok(DeleteOutcome::WasAbsent);
         };

@@ -8,6 +8,7 @@ use protocol::{ErrorCode, WireError};
 
 use crate::catalog::CatalogError;
 use crate::drivers::{DriverError, Kind};
+use crate::vmm::plug::PlugError;
 
 /// Logs a failure with all its causes and makes the guest's text of it.
 pub(super) fn of_driver(vm: &str, doing: &str, error: &DriverError) -> WireError {
@@ -38,6 +39,28 @@ pub(super) fn of_driver(vm: &str, doing: &str, error: &DriverError) -> WireError
 
 const CHECK: &str = "the host's log says why: hostsnapd check, journalctl -u hostsnapd";
 const RECONCILE: &str = "the host's administrator runs hostsnapd reconcile";
+
+/// As [`of_driver`], for what is plugged into a machine or taken out of it.
+pub(super) fn of_attaching(vm: &str, doing: &str, error: &DriverError) -> WireError {
+    let plug = error.source.as_ref().and_then(|source| source.downcast_ref::<PlugError>());
+    let (code, text, hint) = match plug {
+        Some(PlugError::NoPort(_)) => (
+            ErrorCode::Unsupported,
+            format!("no port of {vm} is free for another disk"),
+            "give back what is attached (hostsnap list), or let the host's administrator start QEMU with more \
+             ports, each -device pcie-root-port,id=hs1,chassis=101,slot=101 with numbers of its own, or with \
+             -device virtio-scsi-pci,id=hsscsi",
+        ),
+        Some(PlugError::NotReleased(name, limit)) => (
+            ErrorCode::Busy,
+            format!("{vm} has not released {name} within {} s", limit.as_secs()),
+            "unmount what is mounted from it and try again; it ends at the latest when the machine is reset",
+        ),
+        _ => return of_driver(vm, doing, error),
+    };
+    tracing::warn!(vm, "{doing}: {}", chain(error));
+    WireError::new(code, format!("{doing}: {text}")).hint(hint)
+}
 
 /// Logs a failure of the catalog and makes the guest's text of it.
 pub(super) fn of_catalog(error: &CatalogError) -> WireError {

@@ -41,6 +41,9 @@ pub struct Report {
     /// In a store that other hosts use too, and removed by one of them: no longer in the catalog.
     #[serde(default)]
     pub removed: Vec<SnapshotId>,
+    /// No longer attached: its machine was stopped, or the service while it was attached or detached.
+    #[serde(default)]
+    pub detached: Vec<SnapshotId>,
     /// What could not be decided, for people.
     pub problems: Vec<String>,
 }
@@ -63,8 +66,18 @@ pub(super) struct Inventory {
 }
 
 impl Service {
-    /// Compares everything.
+    /// Compares everything: the storage, and what is attached.
     pub async fn reconcile(self: &Arc<Self>) -> Result<Report, WireError> {
+        let mut report = self.reconcile_storage().await?;
+        let attached = self.reconcile_attached().await?;
+        attached.problems.iter().for_each(|problem| tracing::warn!("reconcile: {problem}"));
+        report.detached = attached.detached;
+        report.problems.extend(attached.problems);
+        Ok(report)
+    }
+
+    /// Compares the catalog with the storage.
+    pub(super) async fn reconcile_storage(self: &Arc<Self>) -> Result<Report, WireError> {
         let mut report = Report::default();
         // In this order: what is finished while the storage is listed must not be missed in the list.
         let entries = self.catalog(|catalog| catalog.all()).await?;
@@ -93,6 +106,7 @@ impl Service {
                 self.finish(entry, claim, &mut report).await;
             }
         }
+        self.tend_attached().await;
         self.expire().await;
         self.forget_failed().await;
     }

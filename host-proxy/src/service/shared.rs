@@ -38,7 +38,7 @@ impl Service {
         }
         let service = Arc::clone(self);
         // What goes wrong is logged there, and is no reason not to answer.
-        let looking = tokio::spawn(async move { service.reconcile().await.map(|_| ()) });
+        let looking = tokio::spawn(async move { service.reconcile_storage().await.map(|_| ()) });
         if tokio::time::timeout(LIMIT, looking).await.is_err() {
             tracing::warn!("a shared store does not answer in time: other hosts' snapshots may be missing");
         }

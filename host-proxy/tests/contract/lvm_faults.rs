@@ -11,7 +11,7 @@ use harness::loopfs::run;
 use harness::vm::Plan;
 use harness::within;
 use host_proxy::drivers::lvm_thin::{LvmThin, Watermarks};
-use host_proxy::drivers::{Driver, Format, Found, Kind, Recovered, Volume};
+use host_proxy::drivers::{Driver, Exposed, Format, Found, Kind, Recovered, Volume};
 use host_proxy::exec::Tool;
 
 use crate::bench::{Bench, DISK_BYTES, volume};
@@ -29,6 +29,7 @@ fn what_lvm_does_wrong_ends_with_an_error_and_leaves_nothing() {
         a_volume_that_got_anothers_name_is_not_taken_for_it(&bench);
         what_was_not_noted_as_cut_is_not_cut(&bench);
         without_the_manifests_what_is_whole_stays_whole(&bench);
+        what_is_concealed_is_active_no_longer_than_it_is_read(&bench);
         a_group_that_takes_no_changes_is_told(&bench);
     });
 }
@@ -175,6 +176,22 @@ fn without_the_manifests_what_is_whole_stays_whole(bench: &ThinVolumes) {
     assert_eq!(bench.driver().list().unwrap().iter().filter(|found| found.whole).count(), 2);
     delete(bench, owner);
     delete(bench, second);
+    nothing_is_left(bench);
+}
+
+fn what_is_concealed_is_active_no_longer_than_it_is_read(bench: &ThinVolumes) {
+    let owner = take(bench);
+    let name = format!("hostsnap.{}.0", owner.snapshot);
+    let driver = bench.driver();
+    let (ability, serial) = (driver.expose().unwrap(), &bench.volumes()[0].serial);
+    let Exposed::Path { path, .. } = ability.expose(owner, serial).unwrap() else { panic!("no path") };
+    let reader = fs::File::open(path).unwrap();
+    ability.conceal(owner, serial).unwrap();
+    assert_eq!(bench.ask(&name, "lv_active"), "active", "somebody reads it");
+    drop(reader);
+    ability.conceal(owner, serial).unwrap();
+    assert_eq!(bench.ask(&name, "lv_active"), "");
+    delete(bench, owner);
     nothing_is_left(bench);
 }
 

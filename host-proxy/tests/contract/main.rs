@@ -67,6 +67,7 @@ fn promises(bench: &dyn Bench) {
     what_is_written_beside_a_snapshot_can_be_replaced(bench);
     what_is_deleted_twice_was_absent(bench);
     what_is_in_use_is_busy(bench);
+    what_was_concealed_is_shown_again(bench);
     what_is_not_there_can_not_be_snapshot(bench);
     after_the_deadline_nothing_is_begun_and_nothing_left(bench);
     what_is_abandoned_leaves_nothing(bench);
@@ -227,6 +228,19 @@ fn what_is_in_use_is_busy(bench: &dyn Bench) {
     drop(held);
     // The kernel lets go of a loop device a moment after its last user.
     harness::wait::wait_until("it is deleted", Duration::from_secs(30), || driver.delete(owner).is_ok());
+}
+
+fn what_was_concealed_is_shown_again(bench: &dyn Bench) {
+    let owner = take(bench);
+    let volume = &bench.volumes()[0];
+    let conceal = || bench.driver().expose().unwrap().conceal(owner, &volume.serial).unwrap();
+    conceal();
+    let byte = first_byte(bench, owner, volume);
+    conceal();
+    conceal();
+    assert_eq!(first_byte(bench, owner, volume), byte);
+    delete(bench, owner);
+    conceal();
 }
 
 fn what_is_not_there_can_not_be_snapshot(bench: &dyn Bench) {

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 use protocol::agent::{AgentCreate, AgentPhase, AgentReply, AgentRequest, AgentStatus};
+use protocol::attach::{Access, Attach, Attachment, DetachOutcome};
 use protocol::evidence::{CallEvidence, CutEvidence, FileSystemEvidence, Freeze, HookEvidence, HookOutcome};
 use protocol::fingerprint::{Kind, Mark};
 use protocol::message::*;
@@ -169,6 +170,13 @@ pub fn requests() -> Vec<(String, Request)> {
         all.push((format!("Prepare/{}", word(&kind)), Request::Prepare(prepare(kind))));
     }
     all.push(("Abilities".to_owned(), Request::Abilities));
+    let attach = |access| Request::Attach(Attach { id: uuid(1), disks: list(vec![text("data")]), access });
+    all.extend([
+        ("Attach".to_owned(), attach(Access::ReadOnly)),
+        ("Attach/Writable".to_owned(), attach(Access::Writable)),
+        ("Detach".to_owned(), Request::Detach(uuid(1))),
+        ("Attachments".to_owned(), Request::Attachments),
+    ]);
     all
 }
 
@@ -246,6 +254,21 @@ pub fn replies() -> Vec<(String, Reply)> {
         floor_bytes: 1 << 30,
     };
     all.push(("Abilities".to_owned(), Reply::Abilities(list(vec![abilities]))));
+    let attached = |access| {
+        Reply::Attached(list(vec![Attachment {
+            snapshot: uuid(1),
+            disk: text("data"),
+            serial: text("hs-01000000000040.0"),
+            access,
+            size_bytes: 1 << 30,
+        }]))
+    };
+    all.extend([
+        ("Attached".to_owned(), attached(Access::ReadOnly)),
+        ("Attached/Writable".to_owned(), attached(Access::Writable)),
+        ("Detached".to_owned(), Reply::Detached(DetachOutcome::Detached)),
+        ("Detached/WasNotAttached".to_owned(), Reply::Detached(DetachOutcome::WasNotAttached)),
+    ]);
     all
 }
 

@@ -83,3 +83,12 @@ fn what_has_come_to_a_disk_since_the_plan_is_noticed() {
         assert_eq!(found, expected.map(PathBuf::from), "{now:?}");
     }
 }
+
+/// The host would refuse all, since it knows no such disk of the machine's.
+#[test]
+fn what_is_mounted_from_an_attached_snapshot_is_not_among_all_disks() {
+    let mut capture = capture(&[ROOT, DATA]);
+    capture.devices[1].serial = Some("hs-bf77abd9d60d54.0".to_owned());
+    let selection = select(&capture, &Wish::All(Vec::new())).unwrap();
+    assert_eq!(selection.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>(), ["vda"]);
+}

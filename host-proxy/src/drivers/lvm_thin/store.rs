@@ -100,6 +100,15 @@ pub(super) fn activated(pool: &Pool, lv: &Lv) -> Result<PathBuf, DriverError> {
     pool.report()?.lv(&lv.name).and_then(node).ok_or_else(|| DriverError::new(Kind::Failed, doing))
 }
 
+/// Takes its device away, unless somebody has it open.
+pub(super) fn deactivate(pool: &Pool, lv: &Lv) -> Result<(), DriverError> {
+    if !lv.is_active() || lv.is_open() {
+        return Ok(());
+    }
+    let name = pool.lv(&lv.name);
+    pool.change(&format!("deactivate {name}"), &["lvchange", "--activate", "n", &name])
+}
+
 fn node(lv: &Lv) -> Option<PathBuf> {
     let (_, minor) = lv.device()?;
     let path = Path::new("/dev").join(format!("dm-{minor}"));

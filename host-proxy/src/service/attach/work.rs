@@ -1,0 +1,178 @@
+//! What one attachment is made of, and how it is undone: the driver's view of the snapshot, a clone
+//! over it, a disk in QEMU. All of it blocks. Undoing needs only the names, and is done again as often
+//! as need be.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::VmUuid;
+use protocol::attach::AttachedName;
+
+use crate::catalog::Attached;
+use crate::drivers::{DriverError, Exposed, Format, Kind, Owner};
+use crate::exec::Tool;
+use crate::vmm::plug::{self, Base, Content, PlugError};
+use crate::vmm::qmp::{Qmp, QmpError};
+use crate::world::Store;
+
+/// The folder of clones, in a store or in the state folder.
+pub(super) const CLONES: &str = "clones";
+/// How long a monitor may take to greet.
+const GREET_LIMIT: Duration = Duration::from_secs(5);
+/// How long `qemu-img` may take to make an empty image.
+const IMAGE_LIMIT: Duration = Duration::from_secs(20);
+
+/// One attachment, to be made or undone.
+pub(super) struct Work {
+    owner: Owner,
+    attached: Attached,
+    stores: Vec<Arc<Store>>,
+}
+
+impl Work {
+    pub(super) fn new(vm: VmUuid, attached: &Attached, stores: Vec<Arc<Store>>) -> Self {
+        let owner = Owner { vm, snapshot: attached.attachment.snapshot };
+        Self { owner, attached: attached.clone(), stores }
+    }
+
+    fn name(&self) -> AttachedName {
+        let serial = self.attached.attachment.serial.as_str();
+        serial.parse().expect("an attachment's serial is made of its name")
+    }
+
+    pub(super) fn make(&self) -> Result<(), DriverError> {
+        let (store, exposed) = self.expose()?;
+        let base = match exposed {
+            Exposed::Node(node) => Base::Node(node),
+            Exposed::Path { path, format } => {
+                let file = File::open(&path)
+                    .map_err(|error| DriverError::io(format!("open {}", path.display()), error))?;
+                let layout = match format {
+                    Format::Raw => "raw",
+                    Format::Qcow2 => "qcow2",
+                };
+                Base::File(file, layout)
+            }
+        };
+        let content = match &self.attached.clone {
+            None => Content::ReadOnly(base),
+            Some(path) => {
+                let floor = store.config.min_free;
+                Content::Clone(base, make_clone(path, self.attached.attachment.size_bytes, floor)?)
+            }
+        };
+        let doing = || format!("plug {} into the machine", self.name());
+        let mut qmp = connect(&self.attached.monitor)?;
+        plug::plug(&mut qmp, &self.name(), &content).map_err(|error| of_plug(doing(), error))
+    }
+
+    /// The snapshot may be in a store that the configuration no longer gives to its disk.
+    fn expose(&self) -> Result<(&Arc<Store>, Exposed), DriverError> {
+        let disk = &self.attached.attachment.disk;
+        for store in &self.stores {
+            let Some(ability) = store.driver.expose() else { continue };
+            match ability.expose(self.owner, disk) {
+                Ok(exposed) => return Ok((store, exposed)),
+                Err(error) if error.kind == Kind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let able = self.stores.iter().any(|store| store.driver.expose().is_some());
+        let kind = if able { Kind::NotFound } else { Kind::Unsupported };
+        Err(DriverError::new(kind, format!("show the disk {disk} of {}", self.owner.snapshot)))
+    }
+
+    /// Takes it out of its machine, which has so long to release it, and removes what it was made of.
+    /// A machine that is gone has released everything.
+    pub(super) fn undo(&self, limit: Duration) -> Result<(), DriverError> {
+        let doing = || format!("take {} out of the machine", self.name());
+        let unplugged = match Qmp::connect(&self.attached.monitor, GREET_LIMIT) {
+            Ok(mut qmp) => plug::unplug(&mut qmp, &self.name(), limit),
+            Err(error) => Err(error.into()),
+        };
+        match unplugged {
+            Err(PlugError::Qmp(error)) if error.is_gone() => {}
+            unplugged => unplugged.map_err(|error| of_plug(doing(), error))?,
+        }
+        if let Some(clone) = &self.attached.clone {
+            remove_clone(clone)?;
+        }
+        for store in &self.stores {
+            if let Some(ability) = store.driver.expose() {
+                ability.conceal(self.owner, &self.attached.attachment.disk)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The monitor of a machine.
+pub(super) fn connect(monitor: &Path) -> Result<Qmp, DriverError> {
+    let doing = || format!("talk to QEMU at {}", monitor.display());
+    Qmp::connect(monitor, GREET_LIMIT).map_err(|error| of_plug(doing(), error.into()))
+}
+
+/// The kind decides what the guest reads.
+pub(super) fn of_plug(doing: String, error: PlugError) -> DriverError {
+    let kind = match &error {
+        PlugError::NoPort(_) => Kind::Unsupported,
+        PlugError::NotReleased(..) | PlugError::NodeInUse(..) => Kind::Busy,
+        PlugError::Qmp(error) => match error {
+            QmpError::InUse => Kind::Busy,
+            QmpError::TimedOut { .. } => Kind::DeadlinePassed,
+            QmpError::Connect(_) => Kind::Unreachable,
+            QmpError::Io(_) | QmpError::Malformed(_) | QmpError::Refused { .. } => Kind::Failed,
+        },
+    };
+    DriverError { kind, doing, source: Some(Box::new(error)), undo_failed: None }
+}
+
+/// An empty qcow2 file. What it lies over is told to QEMU alone: no path of the host is in it.
+fn make_clone(path: &Path, size_bytes: u64, floor_bytes: u64) -> Result<File, DriverError> {
+    let doing = || format!("make the clone {}", path.display());
+    let io = |error: io::Error| DriverError::io(doing(), error);
+    let folder = path.parent().expect("a clone is in a folder of clones");
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(io)?;
+    let stat = rustix::fs::statvfs(folder).map_err(|error| DriverError::io(doing(), error))?;
+    let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if free_bytes < floor_bytes {
+        let text = format!("{}: {free_bytes} bytes are free, and {floor_bytes} must stay so", doing());
+        return Err(DriverError::new(Kind::NoSpace, text));
+    }
+    remove_clone(path)?;
+    let tool = Tool::find("qemu-img").map_err(|error| DriverError {
+        source: Some(Box::new(error)),
+        ..DriverError::new(Kind::Unsupported, doing())
+    })?;
+    let mut command = tool.command();
+    command.args(["create", "-q", "-f", "qcow2"]).arg(path).arg(size_bytes.to_string());
+    tool.run(&mut command, IMAGE_LIMIT).map_err(|error| DriverError {
+        source: Some(Box::new(error)),
+        ..DriverError::new(Kind::Failed, doing())
+    })?;
+    OpenOptions::new().read(true).write(true).open(path).map_err(io)
+}
+
+pub(super) fn remove_clone(path: &Path) -> Result<(), DriverError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(DriverError::io(format!("remove the clone {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The clones in a folder, whoever they were made for.
+pub(super) fn clones_in(folder: &Path) -> Vec<PathBuf> {
+    let is_ours = |path: &PathBuf| {
+        let stem = path.file_stem().and_then(|stem| stem.to_str());
+        path.extension().is_some_and(|extension| extension == "qcow2")
+            && stem.is_some_and(|stem| stem.parse::<AttachedName>().is_ok())
+    };
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(is_ours).collect()
+}
