@@ -321,6 +321,12 @@ fn what_is_done_survives_the_loss_of_power(bench: &dyn Bench) {
             assert_eq!(first_byte(bench, owner, volume), 0x77, "the contents are lost with the power");
         }
     }
+    bench.driver().rewrite(owner, b"locked").unwrap();
+    if bench.lose_power() {
+        let found = bench.driver().list().unwrap();
+        let is_there = found == [Found { owner, whole: true, manifest: Some(b"locked".to_vec()) }];
+        assert!(is_there, "what was written anew is lost with the power: {found:?}");
+    }
     delete(bench, owner);
 }
 

@@ -71,6 +71,9 @@ impl Driver for Broken {
     fn recover(&self, owner: Owner, volumes: &[Volume]) -> Result<Recovered, DriverError> {
         self.inner.recover(owner, volumes)
     }
+    fn rewrite(&self, owner: Owner, manifest: &[u8]) -> Result<(), DriverError> {
+        self.inner.rewrite(owner, manifest)
+    }
     fn delete(&self, owner: Owner) -> Result<Deleted, DriverError> {
         self.inner.delete(owner)
     }

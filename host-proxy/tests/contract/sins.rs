@@ -64,6 +64,9 @@ impl Driver for Sinner {
     fn recover(&self, owner: Owner, volumes: &[Volume]) -> Result<Recovered, DriverError> {
         self.inner.recover(owner, volumes)
     }
+    fn rewrite(&self, owner: Owner, manifest: &[u8]) -> Result<(), DriverError> {
+        self.inner.rewrite(owner, manifest)
+    }
     fn delete(&self, owner: Owner) -> Result<Deleted, DriverError> {
         if self.sin == Sin::Hangs {
             // It holds nothing of the storage, which the test takes down.

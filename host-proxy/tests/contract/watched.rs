@@ -138,6 +138,10 @@ impl Driver for WatchedDriver {
     fn delete(&self, owner: Owner) -> Result<Deleted, DriverError> {
         self.call("delete", move |driver| driver.delete(owner))
     }
+    fn rewrite(&self, owner: Owner, manifest: &[u8]) -> Result<(), DriverError> {
+        let manifest = manifest.to_vec();
+        self.call("rewrite", move |driver| driver.rewrite(owner, &manifest))
+    }
     fn is_shared(&self) -> bool {
         self.inner.is_shared()
     }
