@@ -25,6 +25,7 @@ pub mod lvm_thin;
 pub mod qemu;
 pub mod rbd;
 pub mod reflink;
+pub mod zfs;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -12,6 +12,7 @@ use crate::drivers::lvm_thin::LvmThin;
 use crate::drivers::qemu::Qemu;
 use crate::drivers::rbd::Rbd;
 use crate::drivers::reflink::Reflink;
+use crate::drivers::zfs::Zfs;
 use crate::drivers::{Driver, DriverError, Volume};
 
 /// Everything that a configuration says, ready to use.
@@ -106,5 +107,6 @@ fn driver_of(store: &config::Store) -> Result<Box<dyn Driver>, DriverError> {
         Backend::Qemu(path) => Box::new(Qemu::new(path.clone())?),
         Backend::LvmThin(pool, watermarks) => Box::new(LvmThin::new(pool.clone(), *watermarks)?),
         Backend::Rbd(place) => Box::new(Rbd::new(place.clone())?),
+        Backend::Zfs(dataset) => Box::new(Zfs::new(dataset.clone())?),
     })
 }

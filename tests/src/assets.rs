@@ -37,6 +37,11 @@ pub fn debian() -> PathBuf {
     asset("debian/root.img")
 }
 
+/// The programs and libraries of OpenZFS, for a whole Debian. Not every machine can have it.
+pub fn zfs() -> PathBuf {
+    asset("zfs/programs")
+}
+
 /// The vsock device.
 pub fn vhost_device_vsock() -> PathBuf {
     asset("tools/bin/vhost-device-vsock")

@@ -11,6 +11,7 @@ use std::process::Command;
 use cpio::newc;
 
 use crate::assets;
+use crate::serial::FOR_DEBIAN;
 
 /// What a guest can do besides the basics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,6 +26,8 @@ pub enum Tools {
     Md,
     /// AF_VSOCK within the guest.
     VsockLoopback,
+    /// ZFS, as `cargo xtask setup` built it.
+    Zfs,
     /// To be a host itself: QEMU, vhost-vsock.
     Host,
 }
@@ -36,7 +39,7 @@ impl Tools {
             Self::Btrfs => &["/bin/mkfs.btrfs", "/bin/btrfs"],
             Self::DeviceMapper => &["/sbin/lvm", "/sbin/dmsetup", "/sbin/cryptsetup", "/usr/sbin/thin_delta"],
             Self::Md => &["/sbin/mdadm"],
-            Self::VsockLoopback => &[],
+            Self::VsockLoopback | Self::Zfs => &[],
             Self::Host => &["/usr/bin/qemu-system-x86_64"],
         }
     }
@@ -57,6 +60,7 @@ impl Tools {
             ],
             Self::Md => &["md-mod", "raid1", "raid0"],
             Self::VsockLoopback => &["vsock_loopback"],
+            Self::Zfs => &["zfs"],
             Self::Host => &["vhost_vsock", "kvm_amd", "kvm_intel"],
         }
     }
@@ -107,6 +111,10 @@ pub fn of(
             entries.add_firmware(Path::new(folder))?;
         }
     }
+    if tools.contains(&Tools::Zfs) {
+        let programs = assets::zfs();
+        entries.add_tree(&programs, &programs)?;
+    }
     let modules: Vec<&str> =
         BASE_MODULES.iter().chain(tools.iter().flat_map(|tools| tools.modules())).copied().collect();
     entries.add_modules(&modules)?;
@@ -156,6 +164,20 @@ impl Entries {
         {
             let place = word.trim_end_matches(':');
             self.add_file(Path::new(place), place)?;
+        }
+        Ok(())
+    }
+
+    /// Files for a whole Debian: at the same place there, unless it has them.
+    fn add_tree(&mut self, root: &Path, folder: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                self.add_tree(root, &path)?;
+            } else {
+                let inside = path.strip_prefix(root).expect("it is below");
+                self.add_file(&path, &format!("{FOR_DEBIAN}/{}", inside.display()))?;
+            }
         }
         Ok(())
     }

@@ -9,6 +9,9 @@ pub const PORT: &str = "hostsnap.harness";
 /// On the kernel's command line, `NAME=SERIAL`: start the whole Debian on the disk with this serial.
 pub const DEBIAN_ROOT: &str = "harness.debian";
 
+/// In the initramfs, files that the whole Debian gets at the same places.
+pub const FOR_DEBIAN: &str = "/for-debian";
+
 /// What the harness says.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Ask {

@@ -20,3 +20,4 @@ mod snapshot;
 mod stacking;
 mod stage;
 mod whole_machine;
+mod zfs;

@@ -5,6 +5,7 @@
 //! | `setup` | what must be there, made if it is missing, kept under `target/vm` |
 //! | `debian` | Debian's and Ubuntu's packages |
 //! | `debian_guest` | a whole Debian, for stories with systemd and databases |
+//! | `zfs` | OpenZFS for the guests' kernel, built here |
 //! | `tiers` | the tests, and the count of them |
 //! | `fuzz` | tier 2: the fuzz targets, for a short while |
 //! | `bench` | the benchmarks |
@@ -17,6 +18,7 @@ mod demo;
 mod fuzz;
 mod setup;
 mod tiers;
+mod zfs;
 
 use std::process::ExitCode;
 
@@ -61,7 +63,7 @@ enum Driver {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Setup => setup::for_tests(),
+        Command::Setup => setup::for_tests().map(|zfs| zfs.say()),
         Command::Demo { driver } => demo::run(match driver {
             Driver::Qemu => "qemu",
             Driver::Reflink => "reflink",

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{debian, debian_guest};
+use crate::{debian, debian_guest, zfs};
 
 /// The vsock device that needs nothing of the host's kernel.
 const VHOST_DEVICE_VSOCK: &str = "0.3.0";
@@ -22,10 +22,36 @@ pub(crate) fn folder() -> PathBuf {
     root().join("target/vm")
 }
 
-/// What the tests need: everything, and a whole Debian as a guest.
-pub(crate) fn for_tests() -> Result<()> {
+/// Whether the guests have ZFS.
+pub(crate) enum Zfs {
+    /// They do.
+    Ready,
+    /// It can't be had here; why.
+    Absent(anyhow::Error),
+}
+
+impl Zfs {
+    /// Tells what can't be tested.
+    pub(crate) fn say(&self) {
+        if let Self::Absent(error) = self {
+            println!("skipped: the tests of ZFS, which can't be had here: {error:#}");
+        }
+    }
+}
+
+/// What the tests need: everything, a whole Debian as a guest, and ZFS if it can be had.
+pub(crate) fn for_tests() -> Result<Zfs> {
+    debian::install()?;
+    fs::create_dir_all(folder())?;
+    kernel().context("fetch the guests' kernel")?;
+    // It takes longest, and has pauses: the others are made meanwhile.
+    let zfs = std::thread::spawn(|| zfs::make(&folder()));
     all()?;
-    debian_guest::make(&folder().join("debian")).context("make a Debian for the guests")
+    debian_guest::make(&folder().join("debian")).context("make a Debian for the guests")?;
+    Ok(match zfs.join().expect("it does not panic") {
+        Ok(()) => Zfs::Ready,
+        Err(error) => Zfs::Absent(error),
+    })
 }
 
 /// What the demo needs.

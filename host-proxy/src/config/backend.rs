@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 use super::{Store, units};
 use crate::drivers::lvm_thin::{NotAPool, PoolName, Watermarks};
 use crate::drivers::rbd;
+use crate::drivers::zfs::{DatasetName, NotADataset};
 
 /// A driver with what it needs to find its storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub enum Backend {
     LvmThin(PoolName, Watermarks),
     /// Snapshots of the images in this pool of Ceph's.
     Rbd(rbd::Place),
+    /// Snapshots of this dataset and those below it.
+    Zfs(DatasetName),
 }
 
 /// The words of `driver =`.
@@ -34,6 +37,7 @@ enum Word {
     Btrfs,
     LvmThin,
     Rbd,
+    Zfs,
 }
 
 #[derive(Deserialize)]
@@ -45,6 +49,7 @@ struct Raw {
     min_free: u64,
     path: Option<PathBuf>,
     pool: Option<String>,
+    dataset: Option<String>,
     data_watermark: Option<u8>,
     metadata_watermark: Option<u8>,
     namespace: Option<String>,
@@ -70,6 +75,12 @@ impl Raw {
                 )
             }
             Word::Rbd => Backend::Rbd(self.ceph()?),
+            Word::Zfs => {
+                let dataset = self.dataset.take().ok_or_else(|| {
+                    format!("the store {:?} needs its dataset: dataset = \"tank/vms\"", self.name)
+                })?;
+                Backend::Zfs(dataset.parse().map_err(|error: NotADataset| error.to_string())?)
+            }
         };
         Ok(backend)
     }
@@ -104,6 +115,7 @@ impl Raw {
         let keys = [
             ("path", self.path.is_some()),
             ("pool", self.pool.is_some()),
+            ("dataset", self.dataset.is_some()),
             ("data_watermark", self.data_watermark.is_some()),
             ("metadata_watermark", self.metadata_watermark.is_some()),
             ("namespace", self.namespace.is_some()),
@@ -145,6 +157,7 @@ impl Backend {
             Self::Btrfs(_) => "btrfs",
             Self::LvmThin(..) => "lvm-thin",
             Self::Rbd(_) => "rbd",
+            Self::Zfs(_) => "zfs",
         }
     }
 
@@ -153,7 +166,7 @@ impl Backend {
         match self {
             Self::Qemu(path) | Self::Reflink(path) | Self::Btrfs(path) => Some(path),
             Self::LvmThin(..) => None,
-            Self::Rbd(_) => None,
+            Self::Rbd(_) | Self::Zfs(_) => None,
         }
     }
 
@@ -165,7 +178,7 @@ impl Backend {
     /// Whether a disk is named by `volume`, not by `path`.
     pub(super) const fn names_volumes(&self) -> bool {
         match self {
-            Self::Qemu(_) | Self::Reflink(_) | Self::Btrfs(_) | Self::LvmThin(..) => false,
+            Self::Qemu(_) | Self::Reflink(_) | Self::Btrfs(_) | Self::LvmThin(..) | Self::Zfs(_) => false,
             Self::Rbd(_) => true,
         }
     }
@@ -176,6 +189,7 @@ impl Backend {
             Self::Qemu(path) | Self::Reflink(path) | Self::Btrfs(path) => path.display().to_string(),
             Self::LvmThin(pool, _) => pool.to_string(),
             Self::Rbd(place) => place.to_string(),
+            Self::Zfs(dataset) => dataset.to_string(),
         }
     }
 }

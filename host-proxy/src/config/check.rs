@@ -11,6 +11,7 @@ use protocol::attach::AttachedName;
 use super::place::{DiskPlaces, Places, StorePlaces, VmPlaces, start};
 use super::{Backend, Config, Disk, PeerId, Source, Vm};
 use crate::drivers::rbd;
+use crate::drivers::zfs::DatasetName;
 
 /// How many disks one virtual machine may have; as many as a message can name.
 const MAX_DISKS: usize = 64;
@@ -133,6 +134,7 @@ fn stores(config: &Config, places: &Places, found: &mut Found<'_>) {
     found.twice(stores().map(|(store, place)| (store.backend.place(), store_at(place))), |place| {
         format!("a second store is in {place}")
     });
+    within_another(config, places, found);
     for (store, place) in stores() {
         if let Some(path) = store.backend.folder() {
             found.path(start(&place.path), path, "the store's path");
@@ -143,6 +145,28 @@ fn stores(config: &Config, places: &Places, found: &mut Found<'_>) {
         if store.name.is_empty() {
             found.say(start(&place.name), "the store's name is empty".to_owned());
         }
+    }
+}
+
+/// A dataset below another store's is that one's too: each would list and remove the other's snapshots.
+fn within_another(config: &Config, places: &Places, found: &mut Found<'_>) {
+    let datasets =
+        config.stores.iter().zip(&places.store).filter_map(|(store, place)| match &store.backend {
+            Backend::Zfs(dataset) => Some((dataset, store_at(place))),
+            _ => None,
+        });
+    let mut before: Vec<&DatasetName> = Vec::new();
+    for (dataset, at) in datasets {
+        let related = |one: &&&DatasetName| {
+            **one != dataset && (one.holds(dataset.as_str()) || dataset.holds(one.as_str()))
+        };
+        if let Some(one) = before.iter().find(related) {
+            found.say(
+                at,
+                format!("a second store is in {dataset}, and the first in {one}: one is within the other"),
+            );
+        }
+        before.push(dataset);
     }
 }
 
@@ -181,7 +205,7 @@ fn vms(config: &Config, places: &Places, found: &mut Found<'_>) {
 }
 
 fn store_at(place: &StorePlaces) -> usize {
-    let named = [&place.path, &place.pool].into_iter().find(|key| key.is_some());
+    let named = [&place.path, &place.pool, &place.dataset].into_iter().find(|key| key.is_some());
     start(named.unwrap_or(&place.driver))
 }
 

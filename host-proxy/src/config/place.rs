@@ -32,6 +32,7 @@ pub(super) struct StorePlaces {
     pub(super) driver: Key,
     pub(super) path: Key,
     pub(super) pool: Key,
+    pub(super) dataset: Key,
     pub(super) conf: Key,
     pub(super) timeout: Key,
 }

@@ -132,6 +132,32 @@ fn a_store_of_logical_volumes_has_a_pool_and_watermarks() {
 }
 
 #[test]
+fn a_store_of_zfs_has_a_dataset_and_none_is_within_another() {
+    let good = GOOD
+        .replace("\"reflink\"\npath = \"/srv/images\"", "\"zfs\"\ndataset = \"tank/vms\"")
+        .replace("path = \"/srv/images/data.img\"", "path = \"/dev/zvol/tank/vms/db1\"");
+    let config = Config::parse(&good, Path::new("hostsnapd.toml")).unwrap();
+    assert_eq!(config.stores[0].backend.driver(), "zfs");
+    for (from, to, says) in [
+        ("dataset = \"tank/vms\"", "", "dataset = \"tank/vms\""),
+        ("\"tank/vms\"", "\"tank/vms@now\"", "names no dataset of ZFS"),
+        ("\"tank/vms\"", "\"/tank/vms\"", "names no dataset of ZFS"),
+        ("dataset = \"tank/vms\"", "dataset = \"tank/vms\"\npool = \"tank\"", "has the key pool"),
+    ] {
+        let errors = errors(&good.replace(from, to));
+        assert!(errors.contains(says), "{to}: {errors}");
+    }
+    // Each would list and remove the other's snapshots.
+    for dataset in ["tank/vms", "tank", "tank/vms/db1"] {
+        let second = format!("[[store]]\nname = \"b\"\ndriver = \"zfs\"\ndataset = \"{dataset}\"\n{good}");
+        let errors = errors(&second);
+        assert!(errors.contains("a second store is in"), "{dataset}: {errors}");
+    }
+    let beside = format!("[[store]]\nname = \"b\"\ndriver = \"zfs\"\ndataset = \"tank/vms2\"\n{good}");
+    Config::parse(&beside, Path::new("hostsnapd.toml")).unwrap();
+}
+
+#[test]
 fn all_mistakes_are_told_at_once() {
     let text = GOOD.replace("cid = 42", "cid = 1").replace("store = \"images\"", "store = \"x\"");
     let told = errors(&text);

@@ -10,6 +10,8 @@ mod monitor;
 mod several_stores;
 mod sins;
 mod watched;
+mod zfs;
+mod zfs_faults;
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -51,6 +53,12 @@ fn qemu_keeps_the_contract() {
 fn lvm_thin_keeps_the_contract() {
     let plan = Plan::debian("contract-lvm").tools([Tools::DeviceMapper]);
     within::run("lvm_thin_keeps_the_contract", plan, || contract(&lvm::ThinVolumes::new()));
+}
+
+#[test]
+fn zfs_keeps_the_contract() {
+    let plan = Plan::debian("contract-zfs").tools([Tools::Zfs]);
+    within::run("zfs_keeps_the_contract", plan, || contract(&zfs::Tank::new()));
 }
 
 /// The whole of it.

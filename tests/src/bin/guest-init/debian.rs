@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use harness::serial::DEBIAN_ROOT;
+use harness::serial::{DEBIAN_ROOT, FOR_DEBIAN};
 
 /// How systemd calls us.
 pub(super) const SERVICE_ARGUMENT: &str = "serve";
@@ -49,6 +49,9 @@ pub(super) fn hand_over(serial: &str) -> anyhow::Result<()> {
     for program in programs.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())) {
         fs::copy(program.path(), Path::new(ROOT).join("usr/bin").join(program.file_name()))?;
     }
+    if Path::new(FOR_DEBIAN).exists() {
+        add(Path::new(FOR_DEBIAN), Path::new(ROOT)).context("copy what the Debian lacks")?;
+    }
     fs::copy("/init", "/run/guest-init")?;
     let units = Path::new("/run/systemd/system");
     fs::create_dir_all(units.join("multi-user.target.wants"))?;
@@ -59,6 +62,20 @@ pub(super) fn hand_over(serial: &str) -> anyhow::Result<()> {
     }
     let error = Command::new("/bin/busybox").args(["switch_root", ROOT, "/sbin/init"]).exec();
     Err(error).context("start systemd")
+}
+
+/// Copies files to where they are not yet.
+fn add(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)?.flatten() {
+        let (path, place) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            add(&path, &place)?;
+        } else if !place.exists() {
+            fs::copy(path, place)?;
+        }
+    }
+    Ok(())
 }
 
 fn find(serial: &str) -> anyhow::Result<Option<PathBuf>> {
