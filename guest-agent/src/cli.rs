@@ -1,13 +1,17 @@
 //! The command line of `hostsnap`: types only. Help, man pages and completions come from here.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use protocol::args::{duration, label};
 use protocol::record::State;
 use protocol::text::{LabelKey, LabelValue, Note, SnapshotRef};
 use protocol::{Consistency, DiskSerial, RequestId};
+use uuid::Uuid;
 
 use crate::client::HostAddress;
 
@@ -76,6 +80,47 @@ pub enum Command {
         #[arg(required = true)]
         snapshots: Vec<SnapshotRef>,
     },
+    /// Mount a file system of a snapshot at a folder, beside its original
+    ///
+    /// Attaches the snapshot's disks, finds the file system by the UUID of the original (through
+    /// partitions, LVM, md and LUKS), and mounts it read-only. It is in no fstab, and is undone with
+    /// `hostsnap umount`.
+    Mount(Mount),
+    /// Unmount what `hostsnap mount` mounted, and give the disks back
+    Umount {
+        /// The folder; nothing mounted there is no error
+        #[arg(required_unless_present = "all")]
+        dir: Option<PathBuf>,
+        /// Everything that is mounted from snapshots, and what killed commands left
+        #[arg(long, conflicts_with = "dir")]
+        all: bool,
+    },
+    /// Copy files out of a snapshot, with owners, modes, times, ACLs, attributes, links and holes
+    ///
+    /// Links are copied, not followed. A file at the target is replaced when its copy is whole. What
+    /// can't be copied is told and left out; the exit code is 1 then.
+    Cp {
+        /// What to copy, such as latest:/etc/hosts; several of one snapshot
+        #[arg(required = true, value_name = "ID:/PATH", value_parser = inside())]
+        sources: Vec<Inside>,
+        /// A folder, or the new name of the only source
+        dest: PathBuf,
+        /// How to find the file system.
+        #[command(flatten)]
+        which: Which,
+    },
+    /// List a folder of a snapshot
+    Ls {
+        /// Such as latest:/etc
+        #[arg(value_name = "ID:/PATH", value_parser = inside())]
+        path: Inside,
+        /// With mode, owner, size and time
+        #[arg(long, short)]
+        long: bool,
+        /// How to find the file system.
+        #[command(flatten)]
+        which: Which,
+    },
     /// Show this machine's disks, what is mounted on them, and what the host knows of them
     Disks {
         /// Print what /proc and /sys say, as the tests read it: for a bug report
@@ -95,6 +140,62 @@ pub enum Command {
         #[arg(long, hide = true)]
         allow_local: bool,
     },
+}
+
+/// The options of a mount.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub struct Mount {
+    /// Its identifier, any unique prefix of it, or `latest`
+    pub snapshot: SnapshotRef,
+    /// Where to mount it; the folder must be there
+    pub dir: PathBuf,
+    /// Which file system: a path that was on it. Not needed where the snapshot holds one
+    #[arg(long)]
+    pub path: Option<PathBuf>,
+    /// How to find the file system.
+    #[command(flatten)]
+    pub which: Which,
+    /// Let it be written to: a clone, thrown away when it is unmounted
+    #[arg(long)]
+    pub writable: bool,
+    /// Say what would be done; attach and mount nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// How a file system is found where that needs help.
+#[derive(Debug, Clone, Args)]
+#[group(skip)]
+pub struct Which {
+    /// The file system with this UUID, where several would do
+    #[arg(long, value_name = "UUID")]
+    pub uuid: Option<Uuid>,
+    /// Open LUKS with this key file; `-` reads the key from standard input
+    #[arg(long, value_name = "FILE")]
+    pub luks_key_file: Option<PathBuf>,
+}
+
+/// A path in a snapshot: `ID:/path`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inside {
+    /// The snapshot.
+    pub snapshot: SnapshotRef,
+    /// The path that the original has.
+    pub path: PathBuf,
+}
+
+/// A path may hold any bytes, the snapshot's name not.
+fn inside() -> impl TypedValueParser<Value = Inside> {
+    OsStringValueParser::new().try_map(|text| {
+        let bytes = text.as_bytes();
+        let form = "it has the form ID:/path, such as latest:/etc/hosts";
+        let colon = bytes.iter().position(|byte| *byte == b':').ok_or(form)?;
+        let snapshot =
+            std::str::from_utf8(&bytes[..colon]).ok().and_then(|id| id.parse().ok()).ok_or(form)?;
+        let path = PathBuf::from(OsStr::from_bytes(&bytes[colon + 1..]));
+        if path.is_absolute() { Ok(Inside { snapshot, path }) } else { Err(form) }
+    })
 }
 
 /// The states by which a list can be narrowed.
@@ -188,5 +289,20 @@ mod tests {
         assert!(parse(&["/data", "--freeze-timeout", "0s"]).is_err());
         assert!(parse(&["/data", "--keep-for", "7d", "--label", "why=upgrade"]).is_ok());
         assert!(parse(&["/data", "--consistency", "perfect"]).is_err());
+    }
+
+    #[test]
+    fn a_path_in_a_snapshot_has_both_parts() {
+        let source = |text: &str| match Cli::try_parse_from(["hostsnap", "cp", text, "."]).ok()?.command {
+            Command::Cp { sources, .. } => sources.into_iter().next(),
+            _ => None,
+        };
+        let found = source("latest:/etc/a:b").unwrap();
+        assert_eq!((found.snapshot.as_str(), found.path), ("latest", PathBuf::from("/etc/a:b")));
+        for text in ["latest", "latest:", "latest:etc", ":/etc", "/etc:/etc", "a b:/etc"] {
+            assert!(source(text).is_none(), "{text}");
+        }
+        let parse = |args: &[&str]| Cli::try_parse_from([&["hostsnap", "umount"], args].concat()).is_ok();
+        assert!(parse(&["/mnt"]) && parse(&["--all"]) && !parse(&[]) && !parse(&["--all", "/mnt"]));
     }
 }

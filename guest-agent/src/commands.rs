@@ -1,5 +1,6 @@
 //! The commands: each asks its room and prints the answer. Errors end in one place, `run`.
 
+mod inside;
 mod print;
 
 use std::io::{IsTerminal, Write};
@@ -79,6 +80,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode, WireError> {
             plug_in(&host, snapshot, &disks, access, json)?;
         }
         Command::Detach { snapshots } => take_out(&host, snapshots, json)?,
+        Command::Mount(mount) => inside::mount(mount, &host, json)?,
+        Command::Umount { dir, .. } => inside::umount(dir.as_deref(), &host, json)?,
+        Command::Cp { sources, dest, which } => return inside::cp(sources, &dest, &which, &host, json),
+        Command::Ls { path, long, which } => inside::ls(&path, long, &which, &host, json)?,
         Command::Disks { capture: true } => {
             print::json(&capture::live()?);
         }

@@ -35,6 +35,7 @@ use crate::hooks::Hooks;
 use crate::rehearsal::{self, Step};
 use attempt::{Attempt, Failure};
 pub use minimum::{Otherwise, reached};
+pub(crate) use stop::Patience;
 pub use target::Target;
 
 /// How long another snapshot of this machine is waited for.

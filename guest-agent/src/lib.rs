@@ -5,6 +5,7 @@
 //! | [`topology`] | path → mount → block stack → virtual disks |
 //! | [`freeze`] | freezing, and above all thawing again |
 //! | [`hooks`] | quiescing applications |
+//! | [`mount`] | what is in a snapshot: mounted, listed, copied |
 //! | [`client`] | the conversation with the host |
 //! | [`attach`] | a snapshot's disks in this machine |
 //! | [`flow`] | the way of a snapshot, which joins all of these |
@@ -14,10 +15,13 @@ pub mod attach;
 pub mod cli;
 pub mod client;
 pub mod commands;
+pub mod copy;
 pub mod daemon;
 pub mod doctor;
 pub mod flow;
 pub mod freeze;
 pub mod hooks;
+pub mod listing;
+pub mod mount;
 pub mod rehearsal;
 pub mod topology;

@@ -239,6 +239,7 @@ fn the_hooks_are_good_shell() {
     let mut scripts: Vec<_> =
         fs::read_dir(packaging().join("hooks")).unwrap().map(|entry| entry.unwrap().path()).collect();
     scripts.push(packaging().join("../tests/stories/servers.sh"));
+    scripts.push(packaging().join("initramfs-tools/hostsnap"));
     let output = Program::new("shellcheck")
         .args(["--external-sources", "--source-path=SCRIPTDIR", "--shell=sh"])
         .args(&scripts)

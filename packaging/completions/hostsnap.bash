@@ -19,6 +19,9 @@ _hostsnap() {
             hostsnap,attach)
                 cmd="hostsnap__subcmd__attach"
                 ;;
+            hostsnap,cp)
+                cmd="hostsnap__subcmd__cp"
+                ;;
             hostsnap,create)
                 cmd="hostsnap__subcmd__create"
                 ;;
@@ -43,14 +46,26 @@ _hostsnap() {
             hostsnap,list)
                 cmd="hostsnap__subcmd__list"
                 ;;
+            hostsnap,ls)
+                cmd="hostsnap__subcmd__ls"
+                ;;
+            hostsnap,mount)
+                cmd="hostsnap__subcmd__mount"
+                ;;
             hostsnap,show)
                 cmd="hostsnap__subcmd__show"
                 ;;
             hostsnap,thaw)
                 cmd="hostsnap__subcmd__thaw"
                 ;;
+            hostsnap,umount)
+                cmd="hostsnap__subcmd__umount"
+                ;;
             hostsnap__subcmd__help,attach)
                 cmd="hostsnap__subcmd__help__subcmd__attach"
+                ;;
+            hostsnap__subcmd__help,cp)
+                cmd="hostsnap__subcmd__help__subcmd__cp"
                 ;;
             hostsnap__subcmd__help,create)
                 cmd="hostsnap__subcmd__help__subcmd__create"
@@ -76,11 +91,20 @@ _hostsnap() {
             hostsnap__subcmd__help,list)
                 cmd="hostsnap__subcmd__help__subcmd__list"
                 ;;
+            hostsnap__subcmd__help,ls)
+                cmd="hostsnap__subcmd__help__subcmd__ls"
+                ;;
+            hostsnap__subcmd__help,mount)
+                cmd="hostsnap__subcmd__help__subcmd__mount"
+                ;;
             hostsnap__subcmd__help,show)
                 cmd="hostsnap__subcmd__help__subcmd__show"
                 ;;
             hostsnap__subcmd__help,thaw)
                 cmd="hostsnap__subcmd__help__subcmd__thaw"
+                ;;
+            hostsnap__subcmd__help,umount)
+                cmd="hostsnap__subcmd__help__subcmd__umount"
                 ;;
             *)
                 ;;
@@ -89,7 +113,7 @@ _hostsnap() {
 
     case "${cmd}" in
         hostsnap)
-            opts="-h -V --json --host --help --version create list show delete attach detach disks doctor thaw daemon help"
+            opts="-h -V --json --host --help --version create list show delete attach detach mount umount cp ls disks doctor thaw daemon help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -113,6 +137,32 @@ _hostsnap() {
                 return 0
             fi
             case "${prev}" in
+                --host)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnap__subcmd__cp)
+            opts="-h --uuid --luks-key-file --json --host --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --uuid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --luks-key-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --host)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -261,7 +311,7 @@ _hostsnap() {
             return 0
             ;;
         hostsnap__subcmd__help)
-            opts="create list show delete attach detach disks doctor thaw daemon help"
+            opts="create list show delete attach detach mount umount cp ls disks doctor thaw daemon help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -275,6 +325,20 @@ _hostsnap() {
             return 0
             ;;
         hostsnap__subcmd__help__subcmd__attach)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnap__subcmd__help__subcmd__cp)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -400,6 +464,34 @@ _hostsnap() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        hostsnap__subcmd__help__subcmd__ls)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnap__subcmd__help__subcmd__mount)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         hostsnap__subcmd__help__subcmd__show)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -415,6 +507,20 @@ _hostsnap() {
             return 0
             ;;
         hostsnap__subcmd__help__subcmd__thaw)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnap__subcmd__help__subcmd__umount)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -458,6 +564,62 @@ _hostsnap() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        hostsnap__subcmd__ls)
+            opts="-l -h --long --uuid --luks-key-file --json --host --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --uuid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --luks-key-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --host)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnap__subcmd__mount)
+            opts="-h --path --uuid --luks-key-file --writable --dry-run --json --host --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --path)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --uuid)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --luks-key-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --host)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         hostsnap__subcmd__show)
             opts="-h --json --host --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -478,6 +640,24 @@ _hostsnap() {
             ;;
         hostsnap__subcmd__thaw)
             opts="-h --json --host --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --host)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnap__subcmd__umount)
+            opts="-h --all --json --host --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -34,6 +34,10 @@ complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "show" -d 'Show on
 complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "delete" -d 'Delete snapshots'
 complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "attach" -d 'Plug a snapshot\'s disks into this machine, as new disks beside the original ones'
 complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "detach" -d 'Take a snapshot\'s disks out of this machine again'
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "mount" -d 'Mount a file system of a snapshot at a folder, beside its original'
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "umount" -d 'Unmount what `hostsnap mount` mounted, and give the disks back'
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "cp" -d 'Copy files out of a snapshot, with owners, modes, times, ACLs, attributes, links and holes'
+complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "ls" -d 'List a folder of a snapshot'
 complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "disks" -d 'Show this machine\'s disks, what is mounted on them, and what the host knows of them'
 complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "doctor" -d 'Say in plain words what is wrong and what to do'
 complete -c hostsnap -n "__fish_hostsnap_needs_command" -f -a "thaw" -d 'Emergency exit: thaw every file system of this machine, whoever froze it'
@@ -74,6 +78,29 @@ complete -c hostsnap -n "__fish_hostsnap_using_subcommand attach" -s h -l help -
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand detach" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand detach" -l json -d 'Print JSON; errors too, on stderr'
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand detach" -s h -l help -d 'Print help'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand mount" -l path -d 'Which file system: a path that was on it. Not needed where the snapshot holds one' -r -F
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand mount" -l uuid -d 'The file system with this UUID, where several would do' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand mount" -l luks-key-file -d 'Open LUKS with this key file; `-` reads the key from standard input' -r -F
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand mount" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand mount" -l writable -d 'Let it be written to: a clone, thrown away when it is unmounted'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand mount" -l dry-run -d 'Say what would be done; attach and mount nothing'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand mount" -l json -d 'Print JSON; errors too, on stderr'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand mount" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand umount" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand umount" -l all -d 'Everything that is mounted from snapshots, and what killed commands left'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand umount" -l json -d 'Print JSON; errors too, on stderr'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand umount" -s h -l help -d 'Print help'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand cp" -l uuid -d 'The file system with this UUID, where several would do' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand cp" -l luks-key-file -d 'Open LUKS with this key file; `-` reads the key from standard input' -r -F
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand cp" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand cp" -l json -d 'Print JSON; errors too, on stderr'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand cp" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand ls" -l uuid -d 'The file system with this UUID, where several would do' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand ls" -l luks-key-file -d 'Open LUKS with this key file; `-` reads the key from standard input' -r -F
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand ls" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand ls" -s l -l long -d 'With mode, owner, size and time'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand ls" -l json -d 'Print JSON; errors too, on stderr'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand ls" -s h -l help -d 'Print help'
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand disks" -l host -d 'Where the host listens: vsock:CID:PORT, or unix:/path' -r
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand disks" -l capture -d 'Print what /proc and /sys say, as the tests read it: for a bug report'
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand disks" -l json -d 'Print JSON; errors too, on stderr'
@@ -89,14 +116,18 @@ complete -c hostsnap -n "__fish_hostsnap_using_subcommand daemon" -l host -d 'Wh
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand daemon" -l allow-local -d 'Also serve CID 1, this machine itself: for tests'
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand daemon" -l json -d 'Print JSON; errors too, on stderr'
 complete -c hostsnap -n "__fish_hostsnap_using_subcommand daemon" -s h -l help -d 'Print help'
-complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach disks doctor thaw daemon help" -f -a "create" -d 'Take a snapshot of the disks that hold the given paths'
-complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach disks doctor thaw daemon help" -f -a "list" -d 'List this machine\'s snapshots, newest first'
-complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach disks doctor thaw daemon help" -f -a "show" -d 'Show one snapshot'
-complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach disks doctor thaw daemon help" -f -a "delete" -d 'Delete snapshots'
-complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach disks doctor thaw daemon help" -f -a "attach" -d 'Plug a snapshot\'s disks into this machine, as new disks beside the original ones'
-complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach disks doctor thaw daemon help" -f -a "detach" -d 'Take a snapshot\'s disks out of this machine again'
-complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach disks doctor thaw daemon help" -f -a "disks" -d 'Show this machine\'s disks, what is mounted on them, and what the host knows of them'
-complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach disks doctor thaw daemon help" -f -a "doctor" -d 'Say in plain words what is wrong and what to do'
-complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach disks doctor thaw daemon help" -f -a "thaw" -d 'Emergency exit: thaw every file system of this machine, whoever froze it'
-complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach disks doctor thaw daemon help" -f -a "daemon" -d 'Serve the host: it may ask for snapshots (systemd starts it so)'
-complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach disks doctor thaw daemon help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach mount umount cp ls disks doctor thaw daemon help" -f -a "create" -d 'Take a snapshot of the disks that hold the given paths'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach mount umount cp ls disks doctor thaw daemon help" -f -a "list" -d 'List this machine\'s snapshots, newest first'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach mount umount cp ls disks doctor thaw daemon help" -f -a "show" -d 'Show one snapshot'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach mount umount cp ls disks doctor thaw daemon help" -f -a "delete" -d 'Delete snapshots'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach mount umount cp ls disks doctor thaw daemon help" -f -a "attach" -d 'Plug a snapshot\'s disks into this machine, as new disks beside the original ones'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach mount umount cp ls disks doctor thaw daemon help" -f -a "detach" -d 'Take a snapshot\'s disks out of this machine again'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach mount umount cp ls disks doctor thaw daemon help" -f -a "mount" -d 'Mount a file system of a snapshot at a folder, beside its original'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach mount umount cp ls disks doctor thaw daemon help" -f -a "umount" -d 'Unmount what `hostsnap mount` mounted, and give the disks back'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach mount umount cp ls disks doctor thaw daemon help" -f -a "cp" -d 'Copy files out of a snapshot, with owners, modes, times, ACLs, attributes, links and holes'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach mount umount cp ls disks doctor thaw daemon help" -f -a "ls" -d 'List a folder of a snapshot'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach mount umount cp ls disks doctor thaw daemon help" -f -a "disks" -d 'Show this machine\'s disks, what is mounted on them, and what the host knows of them'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach mount umount cp ls disks doctor thaw daemon help" -f -a "doctor" -d 'Say in plain words what is wrong and what to do'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach mount umount cp ls disks doctor thaw daemon help" -f -a "thaw" -d 'Emergency exit: thaw every file system of this machine, whoever froze it'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach mount umount cp ls disks doctor thaw daemon help" -f -a "daemon" -d 'Serve the host: it may ask for snapshots (systemd starts it so)'
+complete -c hostsnap -n "__fish_hostsnap_using_subcommand help; and not __fish_seen_subcommand_from create list show delete attach detach mount umount cp ls disks doctor thaw daemon help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

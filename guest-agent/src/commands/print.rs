@@ -125,7 +125,7 @@ pub(super) fn deleted(outcomes: &[(SnapshotId, DeleteOutcome)], json: bool) {
 }
 
 /// A path for people: a user of this machine chose it, and may have put an escape sequence into it.
-fn path(path: &Path) -> MountPath {
+pub(super) fn path(path: &Path) -> MountPath {
     MountPath::lossy(&path.to_string_lossy())
 }
 

@@ -25,14 +25,14 @@ struct Held {
 
 /// As long as one of these lives, SIGINT, SIGTERM and SIGHUP are only noted. When the last is
 /// dropped, the one that came takes effect.
-pub(super) struct Patience(());
+pub(crate) struct Patience(());
 
 extern "C" fn note(signal: i32) {
     NOTED.store(signal, SeqCst);
 }
 
 impl Patience {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut held = HELD.lock().expect("no holder of this lock panics");
         held.by += 1;
         if held.by == 1 {
@@ -53,7 +53,7 @@ impl Patience {
     }
 
     /// The signal that came meanwhile.
-    pub(super) fn stopped_by(&self) -> Option<Signal> {
+    pub(crate) fn stopped_by(&self) -> Option<Signal> {
         Signal::try_from(NOTED.load(SeqCst)).ok()
     }
 }

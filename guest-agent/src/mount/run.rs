@@ -1,0 +1,351 @@
+//! Mounting a snapshot and undoing it. Each step is noted before it is made (`state`); whatever ends it in the
+//! middle, the next command that comes by undoes what is left.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use protocol::attach::{Access, AttachedName};
+use protocol::record::MountRecord;
+use protocol::{Consistency, DiskSerial, ErrorCode, SnapshotId, SnapshotRecord};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+use uuid::Uuid;
+
+use super::attachment::{self, Options};
+use super::choose::{self, NoChoice, Original};
+use super::find::{Found, find};
+use super::mapper::{self, Writes};
+use super::place::Place;
+use super::probe::{FileSystem, Kind};
+use super::state::{self, Kept, Mounted};
+use super::{MountError, btrfs, folder, luks, original, udev};
+use crate::attach;
+use crate::client::Client;
+use crate::topology::{capture, mountinfo};
+
+/// Disks are let go a moment after the last user.
+const DETACH_LIMIT: Duration = Duration::from_secs(10);
+
+/// What is to be mounted, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Wish {
+    /// A path on the file system; not needed where the snapshot has only one.
+    pub path: Option<PathBuf>,
+    /// Its UUID, where it can't be told.
+    pub uuid: Option<Uuid>,
+    /// Opens what is inside LUKS.
+    pub luks_key_file: Option<PathBuf>,
+    /// Whether it is to be writable: a clone that is thrown away.
+    pub writable: bool,
+}
+
+/// What would be done.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The file system, as the record has it.
+    pub mount: &'a MountRecord,
+    /// What is mounted there now.
+    pub original: Option<Original>,
+    /// Which disks of the snapshot hold it; none is all, where that can't be told.
+    pub disks: Vec<DiskSerial>,
+    /// How they are attached.
+    pub access: Access,
+}
+
+/// A file system of a snapshot, mounted out of sight as long as this lives.
+#[derive(Debug)]
+pub struct View {
+    kept: Kept,
+    /// The mount.
+    pub mount: OwnedFd,
+    /// What it is.
+    pub fs: FileSystem,
+    /// The part of it that was mounted at the original's path.
+    pub root: PathBuf,
+    /// The path that it is of.
+    pub of: PathBuf,
+    /// How it is mounted.
+    pub options: Options,
+    /// What a user should know.
+    pub notes: Vec<String>,
+}
+
+/// Decides what can be decided without attaching anything.
+pub fn plan<'a>(record: &'a SnapshotRecord, wish: &Wish) -> Result<Plan<'a>, MountError> {
+    let mount = choose::recorded(&record.mounts, wish.path.as_deref())?;
+    let kind = Kind::of_mounted(mount.fs_type.as_str()).ok_or_else(|| NoChoice::Kind {
+        mount: mount.path.to_string(),
+        fs_type: mount.fs_type.to_string(),
+    })?;
+    let capture = capture::live().map_err(|error| MountError::Host(error.into()))?;
+    let (original, disks) = match original::at(&capture, Path::new(mount.path.as_str())) {
+        Some((original, beneath)) => (Some(original), in_record(record, &beneath)),
+        None => (None, Vec::new()),
+    };
+    // A copy of a btrfs has to get another UUID.
+    let access = if wish.writable || kind == Kind::Btrfs { Access::Writable } else { Access::ReadOnly };
+    Ok(Plan { mount, original, disks, access })
+}
+
+/// The snapshot's disks of these serials; none, unless it has all of them.
+fn in_record(record: &SnapshotRecord, serials: &[String]) -> Vec<DiskSerial> {
+    let known = |serial: &String| {
+        let serial = serial.parse::<DiskSerial>().ok()?;
+        record.disks.iter().find(|disk| disk.serial.same_disk(&serial)).map(|disk| disk.serial.clone())
+    };
+    serials.iter().map(known).collect::<Option<_>>().unwrap_or_default()
+}
+
+/// Attaches, finds, chooses and mounts out of sight; for a folder, if one is named.
+pub fn open(
+    client: &mut Client,
+    record: &SnapshotRecord,
+    wish: &Wish,
+    at: Option<&Path>,
+) -> Result<View, MountError> {
+    let plan = plan(record, wish)?;
+    let _lock = state::lock(&folder())?;
+    sweep(client)?;
+    udev::guard();
+    let of_this = |mounted: &Mounted| mounted.snapshot == record.id;
+    let attached = client.attachments().map_err(|error| MountError::Host(error.into()))?;
+    let by_hand = attached.iter().any(|attachment| attachment.snapshot == record.id)
+        && !state::needed(&folder()).iter().any(|mounted| of_this(mounted) && mounted.attached);
+    let mut kept = Kept::new(
+        &folder(),
+        Mounted {
+            snapshot: record.id,
+            at: at.map(Path::to_owned),
+            of: plan.mount.path.to_string(),
+            mount_id: None,
+            devices: Vec::new(),
+            attached: !by_hand,
+        },
+    )?;
+    let built = match build(client, record, wish, &plan, &plan.disks, &mut kept) {
+        // It was on other disks when the snapshot was taken.
+        Err(MountError::Choice(NoChoice::Missing { .. })) if !plan.disks.is_empty() => {
+            build(client, record, wish, &plan, &[], &mut kept)
+        }
+        built => built,
+    };
+    match built {
+        Ok(built) => Ok(built.into_view(kept, &plan, record)),
+        Err(error) => Err(error.and(undo(client, kept))),
+    }
+}
+
+struct Built {
+    mount: OwnedFd,
+    fs: FileSystem,
+    options: Options,
+}
+
+impl Built {
+    fn into_view(self, kept: Kept, plan: &Plan<'_>, record: &SnapshotRecord) -> View {
+        let Self { mount, fs, options } = self;
+        let mut notes = Vec::new();
+        let unreplayed = match fs.kind {
+            Kind::Ext4 => fs.needs_recovery,
+            Kind::Xfs => record.consistency == Consistency::Crash,
+            Kind::Btrfs => false,
+        };
+        if unreplayed && plan.access == Access::ReadOnly {
+            notes.push(format!(
+                "the journal of {} was not replayed, so what was written last may be missing or torn; \
+                 --writable replays it in a clone",
+                plan.mount.path
+            ));
+        }
+        if !udev::is_installed() && Path::new("/run/udev/control").exists() {
+            notes.push(
+                "the udev rule of hostsnap is not installed: unmount and detach before this machine is booted again"
+                    .to_owned(),
+            );
+        }
+        let root = original::root(plan.original.as_ref(), &fs);
+        View { kept, mount, root, fs, of: plan.mount.path.as_str().into(), options, notes }
+    }
+}
+
+fn build(
+    client: &mut Client,
+    record: &SnapshotRecord,
+    wish: &Wish,
+    plan: &Plan<'_>,
+    disks: &[DiskSerial],
+    kept: &mut Kept,
+) -> Result<Built, MountError> {
+    let disks = attach::attach(client, record.id, disks, plan.access).map_err(MountError::Host)?;
+    let reading = || MountError::io("read what is on the attached disks");
+    let places = disks.into_iter().map(|disk| Place::open(disk.path).map(Arc::new));
+    let mut found = find(places.collect::<Result<_, _>>().map_err(reading())?).map_err(reading())?;
+    let writes = if plan.access == Access::Writable { Writes::Allowed } else { Writes::Never };
+    let digits = digits(record.id);
+    if let Some(key) = &wish.luks_key_file {
+        unlock(&mut found, key, &digits, writes, kept)?;
+    }
+    let (fs, places) = choose::choose(found, plan.mount, plan.original.as_ref(), wish.uuid)?;
+    let mut devices = Vec::new();
+    for place in &places {
+        devices.push(realize(place, &digits, writes, kept)?);
+    }
+    if fs.kind == Kind::Btrfs {
+        identify(&places, &devices)?;
+    }
+    let options = attachment::options(&fs, if wish.writable { Writes::Allowed } else { Writes::Never });
+    let doing = format!("mount the {} of {} with {options}", fs.kind.as_str(), plan.mount.path);
+    let mount = attachment::mount(&fs, &devices, &options).map_err(MountError::io(doing))?;
+    Ok(Built { mount, fs, options })
+}
+
+/// As attached disks are named.
+fn digits(snapshot: SnapshotId) -> String {
+    AttachedName::new(snapshot, 0).digits().to_owned()
+}
+
+/// Notes the devices first, then makes them.
+fn realize(place: &Place, digits: &str, writes: Writes, kept: &mut Kept) -> Result<PathBuf, MountError> {
+    kept.will_make(mapper::names(digits, place))?;
+    mapper::realize(digits, place, writes)
+        .map_err(MountError::io(format!("make a block device of {} of the snapshot", place.name())))
+}
+
+/// Opens every container, and those inside.
+fn unlock(
+    found: &mut Found,
+    key: &Path,
+    digits: &str,
+    writes: Writes,
+    kept: &mut Kept,
+) -> Result<(), MountError> {
+    while let Some((uuid, place)) = found.locked.pop() {
+        let device = realize(&place, digits, writes, kept)?;
+        let name = mapper::name(digits, &format!("luks-{uuid}"));
+        kept.will_make(vec![name.clone()])?;
+        let opened = luks::open(&device, &name, key, writes)?;
+        let reading = || MountError::io(format!("read what is in LUKS {uuid}"));
+        let place = Place::open(opened).map_err(reading())?;
+        found.merge(find(vec![Arc::new(place)]).map_err(reading())?);
+    }
+    Ok(())
+}
+
+/// All devices of a copy get one new UUID, unless it is mounted already: then it has one.
+fn identify(places: &[Arc<Place>], devices: &[PathBuf]) -> Result<(), MountError> {
+    let uuid = Uuid::new_v4();
+    for (place, device) in places.iter().zip(devices) {
+        use std::os::unix::fs::OpenOptionsExt;
+        let exclusive = rustix::fs::OFlags::EXCL.bits().cast_signed();
+        let opened = std::fs::File::options().read(true).write(true).custom_flags(exclusive).open(device);
+        match opened {
+            Ok(file) => btrfs::identify(&file, place.size_bytes(), uuid)?,
+            Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => return Ok(()),
+            Err(error) => return Err(MountError::io(format!("write to {}", device.display()))(error)),
+        }
+    }
+    Ok(())
+}
+
+impl View {
+    /// Shows it at the folder that it was opened for.
+    pub fn place(self, client: &mut Client) -> Result<(), MountError> {
+        let Self { mut kept, mount, root, .. } = self;
+        let Some(at) = kept.mounted.at.clone() else { return undo(client, kept) };
+        let meanwhile = folder().join(format!("whole-{}", Uuid::new_v4()));
+        let doing = || MountError::io(format!("mount it at {}", at.display()));
+        let placed = attachment::part(mount, &root, &meanwhile).map_err(doing()).and_then(|mount| {
+            kept.mounted.mount_id = Some(attachment::id(&mount).map_err(doing())?);
+            kept.save()?;
+            attachment::place(&mount, &at).map_err(doing())
+        });
+        placed.map_err(|error| error.and(undo(client, kept)))
+    }
+
+    /// Undoes it.
+    pub fn close(self, client: &mut Client) -> Result<(), MountError> {
+        drop(self.mount);
+        let _lock = state::lock(&folder())?;
+        undo(client, self.kept)
+    }
+}
+
+/// Undoes what killed commands left.
+fn sweep(client: &mut Client) -> Result<(), MountError> {
+    state::left_over(&folder())?.into_iter().try_for_each(|kept| undo(client, kept))
+}
+
+/// Unmounts what is at a folder, or everything that is of a snapshot; the folders.
+pub fn close_all(client: &mut Client, at: Option<&Path>) -> Result<Vec<PathBuf>, MountError> {
+    let _lock = state::lock(&folder())?;
+    sweep(client)?;
+    let mut done = Vec::new();
+    // The last one first: it may be on one before it.
+    let mut all = state::all(&folder())?;
+    all.sort_by_key(|kept| std::cmp::Reverse(kept.mounted.mount_id));
+    for kept in all {
+        let place = kept.mounted.at.clone().unwrap_or_default();
+        if at.is_none_or(|at| at == place) {
+            undo(client, kept)?;
+            done.push(place);
+        }
+    }
+    Ok(done)
+}
+
+fn undo(client: &mut Client, kept: Kept) -> Result<(), MountError> {
+    let mounted = kept.mounted.clone();
+    if let Some(at) = &mounted.at {
+        unmount_at(at, mounted.mount_id)?;
+    }
+    let others: Vec<_> = {
+        let mut all = state::needed(&folder());
+        if let Some(own) = all.iter().position(|other| *other == mounted) {
+            all.remove(own);
+        }
+        all.into_iter().filter(|other| other.snapshot == mounted.snapshot).collect()
+    };
+    for name in mounted.devices.iter().rev() {
+        if !others.iter().any(|other| other.devices.contains(name)) {
+            mapper::remove(name).map_err(MountError::io(format!("remove the device {name}")))?;
+        }
+    }
+    if mounted.attached && others.is_empty() {
+        detach(client, mounted.snapshot)?;
+    }
+    kept.forget()
+}
+
+fn unmount_at(at: &Path, id: Option<u64>) -> Result<(), MountError> {
+    let table = std::fs::read("/proc/self/mountinfo").map_err(MountError::io("read /proc/self/mountinfo"))?;
+    let mounts = mountinfo::parse(&table);
+    // Without a number nothing was mounted yet.
+    let is_it =
+        |mount: &&mountinfo::Mount| mount.mount_point == at && id.is_some_and(|id| u64::from(mount.id) == id);
+    if !mounts.iter().any(|mount| is_it(&mount)) {
+        return Ok(());
+    }
+    match unmount(at, UnmountFlags::NOFOLLOW) {
+        Err(Errno::BUSY) => Err(MountError::Busy {
+            what: format!("{} is in use", at.display()),
+            hint: format!("fuser -vm {} shows by whom", at.display()),
+        }),
+        unmounted => unmounted.map_err(MountError::io(format!("unmount {}", at.display()))),
+    }
+}
+
+fn detach(client: &mut Client, snapshot: SnapshotId) -> Result<(), MountError> {
+    let deadline = Instant::now() + DETACH_LIMIT;
+    loop {
+        match attach::detach(client, snapshot) {
+            Ok(_) => return Ok(()),
+            // The last descriptor of a mount is closed a moment after its program let it go.
+            Err(error) if error.code == ErrorCode::Busy && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(error) => return Err(MountError::Host(error)),
+        }
+    }
+}
