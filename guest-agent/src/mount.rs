@@ -12,7 +12,8 @@
 //! | `mapper` | makes block devices of what was put together |
 //! | `attachment` | mounts without a trace, or at a folder |
 //! | [`state`] | what is to be undone, kept where a crash does not lose it |
-//! | [`run`] | joins all of these: mount and unmount |
+//! | [`run`] | joins all of these |
+//! | [`undo`] | undoes it |
 //! | `udev` | keeps the system's own hands off the attached disks |
 //!
 //! Why so and not by lvm, mdadm and btrfstune: `docs/decisions/0015-mount.md`.
@@ -33,6 +34,7 @@ pub mod probe;
 pub mod run;
 pub mod state;
 mod udev;
+pub mod undo;
 
 use std::io;
 use std::path::PathBuf;

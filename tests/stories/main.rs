@@ -9,6 +9,7 @@ mod disasters;
 mod faults;
 mod from_the_host;
 mod hooks;
+mod inside;
 mod layouts;
 mod lvm;
 mod policy;

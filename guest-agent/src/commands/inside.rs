@@ -19,6 +19,7 @@ use crate::copy::{Listener, Told};
 use crate::flow::{Patience, chain};
 use crate::listing;
 use crate::mount::run::{self, View, Wish};
+use crate::mount::undo;
 
 /// What `cp` ends with when something was left out, as cp(1) does.
 const NOT_ALL: u8 = 1;
@@ -113,7 +114,7 @@ pub(super) fn umount(dir: Option<&Path>, host: &HostAddress, json: bool) -> Resu
     let dir = dir.map(|dir| dir.canonicalize().or_else(|_| absolute(dir))).transpose()?;
     let mut client = Client::connect(host, Limits::default())?;
     let _patience = Patience::new();
-    let done = run::close_all(&mut client, dir.as_deref())?;
+    let done = undo::close_all(&mut client, dir.as_deref())?;
     if json {
         print::json(&done.iter().map(|dir| json!({ "dir": dir, "unmounted": true })).collect::<Vec<_>>());
         return Ok(());

@@ -1,16 +1,14 @@
-//! Mounting a snapshot and undoing it. Each step is noted before it is made (`state`); whatever ends it in the
-//! middle, the next command that comes by undoes what is left.
+//! Mounting a snapshot: attach, find, choose, mount. Each step is noted before it is made (`state`), so that `undo`
+//! can undo it, whatever ends it in the middle.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use protocol::attach::{Access, AttachedName};
 use protocol::record::MountRecord;
-use protocol::{Consistency, DiskSerial, ErrorCode, SnapshotId, SnapshotRecord};
+use protocol::{Consistency, DiskSerial, SnapshotId, SnapshotRecord};
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
 use uuid::Uuid;
 
 use super::attachment::{self, Options};
@@ -20,13 +18,11 @@ use super::mapper::{self, Writes};
 use super::place::Place;
 use super::probe::{FileSystem, Kind};
 use super::state::{self, Kept, Mounted};
+use super::undo::{sweep, undo};
 use super::{MountError, btrfs, folder, luks, original, udev};
 use crate::attach;
 use crate::client::Client;
-use crate::topology::{capture, mountinfo};
-
-/// Disks are let go a moment after the last user.
-const DETACH_LIMIT: Duration = Duration::from_secs(10);
+use crate::topology::capture;
 
 /// What is to be mounted, and how.
 #[derive(Debug, Clone, Default)]
@@ -269,83 +265,5 @@ impl View {
         drop(self.mount);
         let _lock = state::lock(&folder())?;
         undo(client, self.kept)
-    }
-}
-
-/// Undoes what killed commands left.
-fn sweep(client: &mut Client) -> Result<(), MountError> {
-    state::left_over(&folder())?.into_iter().try_for_each(|kept| undo(client, kept))
-}
-
-/// Unmounts what is at a folder, or everything that is of a snapshot; the folders.
-pub fn close_all(client: &mut Client, at: Option<&Path>) -> Result<Vec<PathBuf>, MountError> {
-    let _lock = state::lock(&folder())?;
-    sweep(client)?;
-    let mut done = Vec::new();
-    // The last one first: it may be on one before it.
-    let mut all = state::all(&folder())?;
-    all.sort_by_key(|kept| std::cmp::Reverse(kept.mounted.mount_id));
-    for kept in all {
-        let place = kept.mounted.at.clone().unwrap_or_default();
-        if at.is_none_or(|at| at == place) {
-            undo(client, kept)?;
-            done.push(place);
-        }
-    }
-    Ok(done)
-}
-
-fn undo(client: &mut Client, kept: Kept) -> Result<(), MountError> {
-    let mounted = kept.mounted.clone();
-    if let Some(at) = &mounted.at {
-        unmount_at(at, mounted.mount_id)?;
-    }
-    let others: Vec<_> = {
-        let mut all = state::needed(&folder());
-        if let Some(own) = all.iter().position(|other| *other == mounted) {
-            all.remove(own);
-        }
-        all.into_iter().filter(|other| other.snapshot == mounted.snapshot).collect()
-    };
-    for name in mounted.devices.iter().rev() {
-        if !others.iter().any(|other| other.devices.contains(name)) {
-            mapper::remove(name).map_err(MountError::io(format!("remove the device {name}")))?;
-        }
-    }
-    if mounted.attached && others.is_empty() {
-        detach(client, mounted.snapshot)?;
-    }
-    kept.forget()
-}
-
-fn unmount_at(at: &Path, id: Option<u64>) -> Result<(), MountError> {
-    let table = std::fs::read("/proc/self/mountinfo").map_err(MountError::io("read /proc/self/mountinfo"))?;
-    let mounts = mountinfo::parse(&table);
-    // Without a number nothing was mounted yet.
-    let is_it =
-        |mount: &&mountinfo::Mount| mount.mount_point == at && id.is_some_and(|id| u64::from(mount.id) == id);
-    if !mounts.iter().any(|mount| is_it(&mount)) {
-        return Ok(());
-    }
-    match unmount(at, UnmountFlags::NOFOLLOW) {
-        Err(Errno::BUSY) => Err(MountError::Busy {
-            what: format!("{} is in use", at.display()),
-            hint: format!("fuser -vm {} shows by whom", at.display()),
-        }),
-        unmounted => unmounted.map_err(MountError::io(format!("unmount {}", at.display()))),
-    }
-}
-
-fn detach(client: &mut Client, snapshot: SnapshotId) -> Result<(), MountError> {
-    let deadline = Instant::now() + DETACH_LIMIT;
-    loop {
-        match attach::detach(client, snapshot) {
-            Ok(_) => return Ok(()),
-            // The last descriptor of a mount is closed a moment after its program let it go.
-            Err(error) if error.code == ErrorCode::Busy && Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            Err(error) => return Err(MountError::Host(error)),
-        }
     }
 }
