@@ -17,6 +17,12 @@ pub(crate) enum Bench {
         #[arg(last = true)]
         options: Vec<String>,
     },
+    /// The cut of each storage driver beside the bare operation of its storage
+    Drivers {
+        /// More options: `-- --help` tells them
+        #[arg(last = true)]
+        options: Vec<String>,
+    },
     /// The size of the guest's program, and the memory of both programs
     Size,
     /// Freeze and thaw alone, on this machine, beside the bare system calls
@@ -30,6 +36,11 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
             release()?;
             guest_agent_of_qemu()?;
             let mut arguments = vec!["bench", "--quiet", "-p", "tests", "--bench", "stall", "--"];
+            arguments.extend(options.iter().map(String::as_str));
+            setup::cargo(&arguments, &[])
+        }
+        Bench::Drivers { options } => {
+            let mut arguments = vec!["bench", "--quiet", "-p", "tests", "--bench", "drivers", "--"];
             arguments.extend(options.iter().map(String::as_str));
             setup::cargo(&arguments, &[])
         }

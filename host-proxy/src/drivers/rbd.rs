@@ -13,6 +13,8 @@
 //! | `changes` | what changed between two snapshots |
 //! | `room` | what is free in the pool |
 
+#[doc(hidden)]
+pub mod bare;
 mod changes;
 mod entry;
 mod ffi;

@@ -1,0 +1,93 @@
+//! The bare operation of each storage: the one call that makes the snapshot of the twin is measured; what has to be before it is
+//! done before, and what is left to do is done after.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use host_proxy::drivers::btrfs::ioctl as btrfs;
+use host_proxy::drivers::rbd;
+use serde_json::json;
+
+use crate::bed::{Bed, Place, Qemu, image, name};
+use crate::{Driver, Then};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const TARGET: &str = "bare-target";
+const JOB: &str = "bare-job";
+
+/// How long it took, in microseconds.
+pub(crate) fn cut(bed: &Bed, run: usize, then: Then) -> Result<u64> {
+    match &bed.place {
+        Place::Files { qemu: Some(qemu), fs } => copied(qemu, &fs.path(), run, then),
+        Place::Files { fs, .. } if bed.driver == Driver::Btrfs => subvolume(&fs.path(), run, then),
+        Place::Files { fs, .. } => cloned(&fs.path(), run, then),
+        Place::Pool(ceph) => in_pool(&crate::ours::place(ceph), run, then),
+    }
+}
+
+fn timed<T>(call: impl FnOnce() -> T) -> (T, u64) {
+    let began = Instant::now();
+    let result = call();
+    (result, u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX))
+}
+
+fn cloned(fs: &Path, run: usize, then: Then) -> Result<u64> {
+    let path = fs.join("bare").join(run.to_string());
+    let (from, to) = (File::open(image(fs, true))?, File::create(&path)?);
+    let (cloned, took_us) = timed(|| rustix::fs::ioctl_ficlone(&to, &from));
+    cloned.context("FICLONE")?;
+    to.sync_all()?;
+    if then == Then::Removed {
+        fs::remove_file(path)?;
+    }
+    Ok(took_us)
+}
+
+fn subvolume(fs: &Path, run: usize, then: Then) -> Result<u64> {
+    let (from, to) = (File::open(fs.join(name(true)))?, File::open(fs.join("bare"))?);
+    let (cut, took_us) = timed(|| btrfs::snapshot(&to, &run.to_string(), &from));
+    cut.context("the ioctl of btrfs subvolume snapshot")?;
+    rustix::fs::syncfs(&to)?;
+    if then == Then::Removed {
+        btrfs::destroy(&to, &run.to_string())?;
+    }
+    Ok(took_us)
+}
+
+fn copied(qemu: &Qemu, fs: &Path, run: usize, then: Then) -> Result<u64> {
+    let path = fs.join("bare").join(run.to_string());
+    File::create(&path)?.set_len(fs::metadata(image(fs, true))?.len())?;
+    let mut qmp = qemu.monitor()?;
+    let node =
+        json!({ "driver": "raw", "node-name": TARGET, "file": { "driver": "file", "filename": path } });
+    qmp.execute("blockdev-add", node, LIMIT)?;
+    let backup = json!({ "type": "blockdev-backup", "data": {
+        "device": name(true), "target": TARGET, "sync": "full", "job-id": JOB } });
+    let (cut, took_us) = timed(|| qmp.execute("transaction", json!({ "actions": [backup] }), LIMIT));
+    cut.context("transaction")?;
+    loop {
+        let jobs = qmp.execute("query-jobs", json!({}), LIMIT)?;
+        if !jobs.as_array().context("a list of jobs")?.iter().any(|job| job["id"] == JOB) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    qmp.execute("blockdev-del", json!({ "node-name": TARGET }), LIMIT)?;
+    if then == Then::Removed {
+        fs::remove_file(path)?;
+    }
+    Ok(took_us)
+}
+
+fn in_pool(place: &rbd::Place, run: usize, then: Then) -> Result<u64> {
+    let image = rbd::bare::BareImage::open(place, name(true))?;
+    let snapshot = format!("bare{run}");
+    let (cut, took_us) = timed(|| image.snapshot(&snapshot));
+    cut?;
+    if then == Then::Removed {
+        image.remove(&snapshot)?;
+    }
+    Ok(took_us)
+}

@@ -1,0 +1,200 @@
+//! A storage with a volume that hostsnapd snapshots, and its twin for the bare operation. The stores lie in memory, so that a disk
+//! adds no noise.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use harness::ceph::{Ceph, POOL, USER};
+use harness::loopfs::{self, Kind, LoopFs};
+use harness::process::Process;
+use harness::wait::wait_until;
+use host_proxy::vmm::qmp::Qmp;
+use serde_json::json;
+
+use crate::Driver;
+
+/// Of each volume. QEMU copies it a thousand times.
+const DISK_BYTES: u64 = 1 << 20;
+const BLOCK: u64 = 4096;
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// All of it; gone when dropped.
+pub(crate) struct Bed {
+    pub(crate) driver: Driver,
+    pub(crate) place: Place,
+}
+
+/// Where the volumes are.
+pub(crate) enum Place {
+    /// Image files; with a QEMU that has them open, or without.
+    Files { qemu: Option<Qemu>, fs: LoopFs },
+    /// Images in a pool.
+    Pool(Ceph),
+}
+
+/// A QEMU with both disks, stopped before its first instruction.
+pub(crate) struct Qemu {
+    process: Process,
+    folder: tempfile::TempDir,
+}
+
+impl Bed {
+    pub(crate) fn make(driver: Driver) -> Result<Self> {
+        let place = match driver {
+            Driver::Reflink => Place::Files { qemu: None, fs: files(Kind::Xfs)? },
+            Driver::Btrfs => Place::Files { qemu: None, fs: files(Kind::Btrfs)? },
+            Driver::Qemu => {
+                let fs = files(Kind::Ext4)?;
+                Place::Files { qemu: Some(Qemu::start(&fs.path())?), fs }
+            }
+            Driver::Rbd => {
+                let ceph = Ceph::start();
+                for twin in [false, true] {
+                    ceph.rbd(&["create", name(twin), "--size", &format!("{DISK_BYTES}B")]);
+                }
+                Place::Pool(ceph)
+            }
+        };
+        Ok(Self { driver, place })
+    }
+
+    /// A guest's write of one block, synced.
+    pub(crate) fn write(&self, twin: bool, run: usize) -> Result<()> {
+        let at = (run as u64 * 7) % (DISK_BYTES / BLOCK) * BLOCK;
+        let byte = u8::try_from(run % 255).context("a byte")? + 1;
+        match &self.place {
+            Place::Files { qemu: Some(qemu), .. } => qemu.write(twin, at, byte),
+            Place::Files { qemu: None, fs } => {
+                let file = File::options().write(true).open(image(&fs.path(), twin))?;
+                file.write_all_at(&[byte; BLOCK as usize], at)?;
+                Ok(file.sync_all()?)
+            }
+            // A program for each write would take most of the time.
+            Place::Pool(_) if !run.is_multiple_of(10) => Ok(()),
+            Place::Pool(ceph) => {
+                let image = format!("rbd:{POOL}/{}:conf={}:id={USER}", name(twin), ceph.conf().display());
+                let write = format!("write -P {byte} {at} {BLOCK}");
+                loopfs::run(Command::new("qemu-io").args(["-f", "raw", "-c", &write, "-c", "flush", &image]));
+                Ok(())
+            }
+        }
+    }
+
+    /// What hostsnapd has to know, as `[[store]]`, a line of `[[vm]]` and `[[vm.disk]]`.
+    pub(crate) fn config(&self) -> [String; 3] {
+        match &self.place {
+            Place::Files { qemu, fs } => {
+                let driver = self.driver.as_str();
+                let store = format!(
+                    "driver = \"{driver}\"\npath = \"{}\"\nmin_free = \"0\"\n",
+                    store(&fs.path()).display()
+                );
+                let qmp = qemu.as_ref().map(|qemu| format!("qmp = \"{}\"\n", qemu.at("qmp").display()));
+                [
+                    store,
+                    qmp.unwrap_or_default(),
+                    format!("path = \"{}\"\n", image(&fs.path(), false).display()),
+                ]
+            }
+            Place::Pool(ceph) => [
+                format!(
+                    "driver = \"rbd\"\npool = \"{POOL}\"\nconf = \"{}\"\nuser = \"{USER}\"\nmin_free = \"0\"\n",
+                    ceph.conf().display()
+                ),
+                String::new(),
+                format!("volume = \"{}\"\n", name(false)),
+            ],
+        }
+    }
+}
+
+/// A volume's name.
+pub(crate) const fn name(twin: bool) -> &'static str {
+    if twin { "twin" } else { "disk" }
+}
+
+/// The folder, on btrfs the subvolume, of the volume that hostsnapd snapshots.
+fn store(fs: &Path) -> PathBuf {
+    fs.join(name(false))
+}
+
+pub(crate) fn image(fs: &Path, twin: bool) -> PathBuf {
+    fs.join(name(twin)).join("image")
+}
+
+fn files(kind: Kind) -> Result<LoopFs> {
+    let fs = LoopFs::in_memory(kind, 4096);
+    for twin in [false, true] {
+        let folder = fs.path().join(name(twin));
+        match kind {
+            Kind::Btrfs => {
+                drop(loopfs::run(Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(&folder)))
+            }
+            _ => fs::create_dir(&folder)?,
+        }
+        File::create(image(&fs.path(), twin))?.write_all_at(&vec![1; DISK_BYTES as usize], 0)?;
+    }
+    fs::create_dir(fs.path().join("bare"))?;
+    Ok(fs)
+}
+
+impl Qemu {
+    fn start(fs: &Path) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("hsb-").tempdir_in("/tmp")?;
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-nographic",
+            "-S",
+            "-machine",
+            "q35",
+            "-accel",
+            "tcg",
+        ]);
+        for monitor in ["qmp", "hand"] {
+            let socket = folder.path().join(monitor);
+            command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
+        }
+        for twin in [false, true] {
+            let (name, path) = (name(twin), image(fs, twin));
+            let node =
+                format!("driver=raw,node-name={name},file.driver=file,file.filename={}", path.display());
+            command.arg("-blockdev").arg(node);
+            command.arg("-device").arg(format!("virtio-blk-pci,drive={name},serial={name},id=dev-{name}"));
+        }
+        let process = Process::start(&mut command, &folder.path().join("log"));
+        let mut qemu = Self { process, folder };
+        wait_until("QEMU's monitors", LIMIT, || {
+            qemu.process.must_live();
+            ["qmp", "hand"]
+                .iter()
+                .all(|name| std::os::unix::net::UnixStream::connect(qemu.folder.path().join(name)).is_ok())
+        });
+        Ok(qemu)
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The monitor that hostsnapd does not use.
+    pub(crate) fn monitor(&self) -> Result<Qmp> {
+        Qmp::connect(&self.at("hand"), LIMIT).context("reach QEMU")
+    }
+
+    fn write(&self, twin: bool, at: u64, byte: u8) -> Result<()> {
+        let line = format!(
+            "qemu-io -d /machine/peripheral/dev-{}/virtio-backend \"write -P {byte} {at} {BLOCK}\"",
+            name(twin)
+        );
+        let said =
+            self.monitor()?.execute("human-monitor-command", json!({ "command-line": line }), LIMIT)?;
+        ensure!(said == "", "QEMU complains: {said}");
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! Raw figures, a line of JSON for each series; their percentiles as a table.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::Driver;
+
+/// How many cuts at the end of a series, and at its beginning, stand for the last and the first.
+const ENDS: usize = 20;
+
+/// Whose cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Way {
+    Bare,
+    Ours,
+}
+
+/// Among how many others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Series {
+    /// Each snapshot is removed before the next.
+    Few,
+    /// None is.
+    Many,
+}
+
+/// The cuts of one series, in the order in which they were made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Figure {
+    pub(crate) driver: String,
+    pub(crate) way: Way,
+    pub(crate) cut_us: Vec<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Line {
+    series: Series,
+    #[serde(flatten)]
+    figure: Figure,
+}
+
+/// All of them.
+pub(crate) struct Figures {
+    folder: PathBuf,
+    lines: Vec<Line>,
+}
+
+impl Figures {
+    /// With those that are there of drivers that are not measured now.
+    pub(crate) fn beside(folder: &Path, measured: &[Driver]) -> Result<Self> {
+        fs::create_dir_all(folder)?;
+        let there = fs::read_to_string(folder.join("figures.jsonl")).unwrap_or_default();
+        let mut lines: Vec<Line> = there.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        lines.retain(|line| !measured.iter().any(|driver| driver.as_str() == line.figure.driver));
+        Ok(Self { folder: folder.to_owned(), lines })
+    }
+
+    pub(crate) fn add(&mut self, series: Series, figures: [Figure; 2]) -> Result<()> {
+        self.lines.extend(figures.map(|figure| Line { series, figure }));
+        let text: Vec<String> = self.lines.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+        fs::write(self.folder.join("figures.jsonl"), text.join("\n") + "\n").context("keep the figures")
+    }
+
+    fn of(&self, driver: &str, series: Series, way: Way) -> &[u64] {
+        let wanted =
+            |line: &&Line| line.series == series && line.figure.way == way && line.figure.driver == driver;
+        self.lines.iter().find(wanted).map_or(&[], |line| &line.figure.cut_us)
+    }
+
+    /// A row for each driver: bare and ours at p50 and p95, what is ours of it; the first and the last of many.
+    pub(crate) fn table(&self) -> String {
+        let mut text = String::from(
+            "| driver | n | bare p50/p95 ms | hostsnapd p50/p95 ms | of it ours | many | bare first → last | hostsnapd first → last | last, × bare's last |\n\
+             |---|---|---|---|---|---|---|---|---|\n",
+        );
+        let mut drivers: Vec<&str> = self.lines.iter().map(|line| line.figure.driver.as_str()).collect();
+        drivers.dedup();
+        for driver in drivers {
+            let sorted = |way| {
+                let mut values = self.of(driver, Series::Few, way).to_vec();
+                values.sort_unstable();
+                values
+            };
+            let (bare, ours) = (sorted(Way::Bare), sorted(Way::Ours));
+            let p50 = |values: &[u64]| percentile(values, 50);
+            let (bare_p50, ours_p50) = (p50(&bare), p50(&ours));
+            let more = ours_p50.saturating_sub(bare_p50);
+            let ends = |way| {
+                let all = self.of(driver, Series::Many, way);
+                let median = |some: &[u64]| {
+                    let mut some = some.to_vec();
+                    some.sort_unstable();
+                    p50(&some)
+                };
+                let ends = ENDS.min(all.len());
+                (median(&all[..ends]), median(&all[all.len() - ends..]))
+            };
+            let (bare_ends, our_ends) = (ends(Way::Bare), ends(Way::Ours));
+            text += &format!(
+                "| {driver} | {} | {}/{} | {}/{} | {} ms, {} % | {} | {} → {} | {} → {} | {:.2} |\n",
+                ours.len(),
+                ms(bare_p50),
+                ms(percentile(&bare, 95)),
+                ms(ours_p50),
+                ms(percentile(&ours, 95)),
+                ms(more),
+                more * 100 / ours_p50.max(1),
+                self.of(driver, Series::Many, Way::Ours).len(),
+                ms(bare_ends.0),
+                ms(bare_ends.1),
+                ms(our_ends.0),
+                ms(our_ends.1),
+                ratio(our_ends.1, bare_ends.1),
+            );
+        }
+        text
+    }
+
+    pub(crate) fn keep(&self, table: &str) -> Result<()> {
+        Ok(fs::write(self.folder.join("drivers.md"), table)?)
+    }
+}
+
+/// Of sorted values, the one below which so many of a hundred lie (nearest rank).
+fn percentile(sorted: &[u64], percent: usize) -> u64 {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or(0)
+}
+
+#[allow(clippy::cast_precision_loss)] // shown with two decimals
+fn ms(us: u64) -> String {
+    format!("{:.2}", us as f64 / 1000.0)
+}
+
+#[allow(clippy::cast_precision_loss)] // shown with two decimals
+fn ratio(of: u64, to: u64) -> f64 {
+    of as f64 / to.max(1) as f64
+}
