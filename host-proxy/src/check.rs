@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::cli::Output;
 use crate::config::{Config, PeerId, Vm};
-use crate::drivers::VolumeFacts;
+use crate::drivers::{ROOM_UNKNOWN, VolumeFacts};
 use crate::failure;
 use crate::service::chain;
 use crate::world::{Store, World};
@@ -83,13 +83,16 @@ fn look(world: &World) -> Vec<Finding> {
         let free = store.driver.free_bytes();
         let floor = store.config.min_free;
         let (ok, says) = match free {
+            Ok(ROOM_UNKNOWN) => {
+                (true, "its storage does not tell its room; min_free is of no use".to_owned())
+            }
             Ok(free) if free >= floor => (true, format!("{} free", view::size(free))),
             Ok(free) => {
                 (false, format!("{} free, less than the floor of {}", view::size(free), view::size(floor)))
             }
             Err(ref error) => (false, chain(error)),
         };
-        rooms.insert(store.config.name.as_str(), free.ok());
+        rooms.insert(store.config.name.as_str(), free.ok().filter(|free| *free != ROOM_UNKNOWN));
         findings.push(Finding { what: format!("store {}", store.config.name), ok, says, disk: None });
     }
     if world.config.service.listen_vsock {

@@ -17,6 +17,7 @@
 
 mod abilities;
 pub mod btrfs;
+pub mod csi;
 mod extents;
 mod fiemap;
 mod folder;
@@ -48,7 +49,7 @@ pub trait Driver: Send + Sync {
     /// smaller volume.
     fn read_head(&self, volume: &Volume, len: usize) -> Result<Vec<u8>, DriverError>;
 
-    /// Room left for snapshots, in bytes.
+    /// Room left for snapshots, in bytes; [`ROOM_UNKNOWN`] where the storage does not tell.
     fn free_bytes(&self) -> Result<u64, DriverError>;
 
     /// Does all slow work that a cut of these volumes needs: opens, locks, reserves, flushes, and
@@ -108,6 +109,9 @@ pub trait Driver: Send + Sync {
         Abilities { set: self.set_cut(), expose: self.expose().is_some(), changes: self.changes().is_some() }
     }
 }
+
+/// What a storage that does not tell its room is taken to have.
+pub const ROOM_UNKNOWN: u64 = u64::MAX;
 
 /// Everything is ready; the next step is the atomic point. Dropping it leaves the rest to
 /// [`Driver::recover`], as a crash would.
@@ -179,13 +183,20 @@ pub enum Source {
     Path(PathBuf),
     /// A volume that this host has no path of, by the storage's own name.
     Volume(String),
+    /// A volume that the storage knows by a name of its own, and this host by a path.
+    Published {
+        /// The storage's name.
+        volume: String,
+        /// The block device, or the file, that it is here.
+        path: PathBuf,
+    },
 }
 
 impl Volume {
     /// The path of a volume that has one.
     pub fn path(&self) -> Result<&Path, DriverError> {
         match &self.source {
-            Source::Path(path) => Ok(path),
+            Source::Path(path) | Source::Published { path, .. } => Ok(path),
             Source::Volume(name) => Err(DriverError::new(
                 Kind::Unsupported,
                 format!(
@@ -201,6 +212,7 @@ impl fmt::Display for Source {
         match self {
             Self::Path(path) => write!(f, "{}", path.display()),
             Self::Volume(name) => f.write_str(name),
+            Self::Published { volume, path } => write!(f, "{volume} at {}", path.display()),
         }
     }
 }

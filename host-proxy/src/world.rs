@@ -8,6 +8,7 @@ use protocol::VmUuid;
 
 use crate::config::{self, Backend, Config, Disk, Vm};
 use crate::drivers::btrfs::Btrfs;
+use crate::drivers::csi::Csi;
 use crate::drivers::lvm_thin::LvmThin;
 use crate::drivers::qemu::Qemu;
 use crate::drivers::rbd::Rbd;
@@ -108,5 +109,6 @@ fn driver_of(store: &config::Store) -> Result<Box<dyn Driver>, DriverError> {
         Backend::LvmThin(pool, watermarks) => Box::new(LvmThin::new(pool.clone(), *watermarks)?),
         Backend::Rbd(place) => Box::new(Rbd::new(place.clone())?),
         Backend::Zfs(dataset) => Box::new(Zfs::new(dataset.clone())?),
+        Backend::Csi(place) => Box::new(Csi::new(place.clone())?),
     })
 }

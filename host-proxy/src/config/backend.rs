@@ -1,5 +1,6 @@
 //! Reading one `[[store]]`: each driver has its own keys, and takes no other's.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,8 +9,8 @@ use serde::{Deserialize, Deserializer};
 
 use super::{Store, units};
 use crate::drivers::lvm_thin::{NotAPool, PoolName, Watermarks};
-use crate::drivers::rbd;
 use crate::drivers::zfs::{DatasetName, NotADataset};
+use crate::drivers::{csi, rbd};
 
 /// A driver with what it needs to find its storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,19 @@ pub enum Backend {
     Rbd(rbd::Place),
     /// Snapshots of this dataset and those below it.
     Zfs(DatasetName),
+    /// Snapshots by this CSI plugin.
+    Csi(csi::Place),
+}
+
+/// How a driver's disks are named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Named {
+    /// By `path`.
+    Path,
+    /// By `volume`.
+    Volume,
+    /// By both.
+    Both,
 }
 
 /// The words of `driver =`.
@@ -38,6 +52,7 @@ enum Word {
     LvmThin,
     Rbd,
     Zfs,
+    Csi,
 }
 
 #[derive(Deserialize)]
@@ -57,6 +72,10 @@ struct Raw {
     user: Option<String>,
     #[serde(default, deserialize_with = "units::optional_duration")]
     timeout: Option<Duration>,
+    endpoint: Option<PathBuf>,
+    parameters: Option<BTreeMap<String, String>>,
+    secrets_file: Option<PathBuf>,
+    group_snapshots: Option<bool>,
 }
 
 impl Raw {
@@ -81,6 +100,7 @@ impl Raw {
                 })?;
                 Backend::Zfs(dataset.parse().map_err(|error: NotADataset| error.to_string())?)
             }
+            Word::Csi => Backend::Csi(self.plugin()?),
         };
         Ok(backend)
     }
@@ -110,6 +130,26 @@ impl Raw {
         })
     }
 
+    fn plugin(&mut self) -> Result<csi::Place, String> {
+        let endpoint = self.endpoint.take().ok_or_else(|| {
+            format!("the store {:?} needs the socket of its CSI plugin: endpoint = \"/…\"", self.name)
+        })?;
+        let folder = self.path.take().ok_or_else(|| {
+            format!(
+                "the store {:?} needs a folder for what CSI has no place for, the manifests: path = \"/…\"",
+                self.name
+            )
+        })?;
+        Ok(csi::Place {
+            endpoint,
+            folder,
+            parameters: self.parameters.take().unwrap_or_default(),
+            secrets_file: self.secrets_file.take(),
+            timeout: self.timeout.take().unwrap_or(Duration::from_secs(30)),
+            group_snapshots: self.group_snapshots.take().unwrap_or(true),
+        })
+    }
+
     /// The first key that is left: the driver has no use for it.
     fn left(&self) -> Option<&'static str> {
         let keys = [
@@ -122,6 +162,10 @@ impl Raw {
             ("conf", self.conf.is_some()),
             ("user", self.user.is_some()),
             ("timeout", self.timeout.is_some()),
+            ("endpoint", self.endpoint.is_some()),
+            ("parameters", self.parameters.is_some()),
+            ("secrets_file", self.secrets_file.is_some()),
+            ("group_snapshots", self.group_snapshots.is_some()),
         ];
         keys.into_iter().find_map(|(key, is_left)| is_left.then_some(key))
     }
@@ -158,6 +202,7 @@ impl Backend {
             Self::LvmThin(..) => "lvm-thin",
             Self::Rbd(_) => "rbd",
             Self::Zfs(_) => "zfs",
+            Self::Csi(_) => "csi",
         }
     }
 
@@ -165,8 +210,8 @@ impl Backend {
     pub fn folder(&self) -> Option<&Path> {
         match self {
             Self::Qemu(path) | Self::Reflink(path) | Self::Btrfs(path) => Some(path),
-            Self::LvmThin(..) => None,
-            Self::Rbd(_) | Self::Zfs(_) => None,
+            Self::Csi(place) => Some(&place.folder),
+            Self::LvmThin(..) | Self::Rbd(_) | Self::Zfs(_) => None,
         }
     }
 
@@ -175,11 +220,14 @@ impl Backend {
         matches!(self, Self::Qemu(_))
     }
 
-    /// Whether a disk is named by `volume`, not by `path`.
-    pub(super) const fn names_volumes(&self) -> bool {
+    /// How a disk is named.
+    pub(super) const fn named(&self) -> Named {
         match self {
-            Self::Qemu(_) | Self::Reflink(_) | Self::Btrfs(_) | Self::LvmThin(..) | Self::Zfs(_) => false,
-            Self::Rbd(_) => true,
+            Self::Qemu(_) | Self::Reflink(_) | Self::Btrfs(_) | Self::LvmThin(..) | Self::Zfs(_) => {
+                Named::Path
+            }
+            Self::Rbd(_) => Named::Volume,
+            Self::Csi(_) => Named::Both,
         }
     }
 
@@ -190,6 +238,7 @@ impl Backend {
             Self::LvmThin(pool, _) => pool.to_string(),
             Self::Rbd(place) => place.to_string(),
             Self::Zfs(dataset) => dataset.to_string(),
+            Self::Csi(place) => place.to_string(),
         }
     }
 }

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use protocol::attach::AttachedName;
 
+use super::backend::Named;
 use super::place::{DiskPlaces, Places, StorePlaces, VmPlaces, start};
 use super::{Backend, Config, Disk, PeerId, Source, Vm};
-use crate::drivers::rbd;
 use crate::drivers::zfs::DatasetName;
+use crate::drivers::{csi, rbd};
 
 /// How many disks one virtual machine may have; as many as a message can name.
 const MAX_DISKS: usize = 64;
@@ -139,8 +140,14 @@ fn stores(config: &Config, places: &Places, found: &mut Found<'_>) {
         if let Some(path) = store.backend.folder() {
             found.path(start(&place.path), path, "the store's path");
         }
-        if let Backend::Rbd(ceph) = &store.backend {
-            pool(ceph, place, found);
+        match &store.backend {
+            Backend::Rbd(ceph) => pool(ceph, place, found),
+            Backend::Csi(csi) => plugin(csi, place, found),
+            Backend::Qemu(_)
+            | Backend::Reflink(_)
+            | Backend::Btrfs(_)
+            | Backend::LvmThin(..)
+            | Backend::Zfs(_) => {}
         }
         if store.name.is_empty() {
             found.say(start(&place.name), "the store's name is empty".to_owned());
@@ -176,8 +183,20 @@ fn pool(ceph: &rbd::Place, place: &StorePlaces, found: &mut Found<'_>) {
         let what = format!("{:?} is no name of a pool; a namespace has a key of its own", ceph.pool);
         found.say(start(&place.pool), what);
     }
-    // It must end before whoever asked has given up.
-    if ceph.timeout > MAX_TIMEOUT {
+    timeout(ceph.timeout, place, found);
+}
+
+fn plugin(csi: &csi::Place, place: &StorePlaces, found: &mut Found<'_>) {
+    found.socket(start(&place.endpoint), &csi.endpoint, "", "the endpoint of the CSI plugin");
+    if let Some(path) = &csi.secrets_file {
+        found.path(start(&place.secrets_file), path, "the path of the secrets");
+    }
+    timeout(csi.timeout, place, found);
+}
+
+/// It must end before whoever asked has given up.
+fn timeout(timeout: Duration, place: &StorePlaces, found: &mut Found<'_>) {
+    if timeout > MAX_TIMEOUT {
         found.say(start(&place.timeout), format!("timeout must be at most {}s", MAX_TIMEOUT.as_secs()));
     }
 }
@@ -197,10 +216,14 @@ fn vms(config: &Config, places: &Places, found: &mut Found<'_>) {
     found.twice(vms().filter_map(|(vm, place)| Some((vm.qmp.as_ref()?, start(&place.qmp)))), |path| {
         format!("a second virtual machine has the QMP socket {}", path.display())
     });
-    let disks = vms().flat_map(|(vm, place)| vm.disks.iter().zip(&place.disk));
+    let disks = || vms().flat_map(|(vm, place)| vm.disks.iter().zip(&place.disk));
+    found.twice(disks().filter_map(|(disk, place)| Some((path_of(disk)?, start(&place.path)))), |path| {
+        format!("a second disk is {}", path.display())
+    });
+    // A volume's name means something only in its store.
     found.twice(
-        disks.map(|(disk, place)| ((&disk.source, named_within(disk)), source_at(place))),
-        |(source, _)| format!("a second disk is {source}"),
+        disks().filter_map(|(disk, place)| Some(((volume_of(disk)?, &disk.store), start(&place.volume)))),
+        |(volume, _)| format!("a second disk is {volume}"),
     );
 }
 
@@ -209,16 +232,18 @@ fn store_at(place: &StorePlaces) -> usize {
     start(named.unwrap_or(&place.driver))
 }
 
-/// A path means the same everywhere; a volume's name only in its store.
-fn named_within(disk: &Disk) -> Option<&str> {
-    match disk.source {
-        Source::Path(_) => None,
-        Source::Volume(_) => Some(&disk.store),
+fn path_of(disk: &Disk) -> Option<&Path> {
+    match &disk.source {
+        Source::Path(path) | Source::Published { path, .. } => Some(path),
+        Source::Volume(_) => None,
     }
 }
 
-fn source_at(place: &DiskPlaces) -> usize {
-    if place.path.is_some() { start(&place.path) } else { start(&place.volume) }
+fn volume_of(disk: &Disk) -> Option<&str> {
+    match &disk.source {
+        Source::Path(_) => None,
+        Source::Volume(volume) | Source::Published { volume, .. } => Some(volume),
+    }
 }
 
 fn peer_at(vm: &Vm, place: &VmPlaces) -> usize {
@@ -276,7 +301,7 @@ fn one_disk(config: &Config, vm: &Vm, disk: &Disk, places: &DiskPlaces, found: &
         let what = format!("the serial {} is as those of attached snapshots: choose another", disk.serial);
         found.say(start(&places.serial), what);
     }
-    if let Source::Path(path) = &disk.source {
+    if let Some(path) = path_of(disk) {
         found.path(start(&places.path), path, &format!("the path of the disk {}", disk.serial));
         // Cutting a snapshot as if it were a disk would never end.
         if path.components().any(|part| part.as_os_str() == ".hostsnap") {
@@ -297,15 +322,26 @@ fn one_disk(config: &Config, vm: &Vm, disk: &Disk, places: &DiskPlaces, found: &
             format!("the driver {driver} needs the QMP socket of {}: add qmp = \"/path\"", vm.name),
         );
     }
-    match (store.backend.names_volumes(), &disk.source) {
-        (false, Source::Volume(_)) => found.say(
+    let serial = &disk.serial;
+    match (store.backend.named(), &disk.source) {
+        (Named::Path, Source::Path(_))
+        | (Named::Volume, Source::Volume(_))
+        | (Named::Both, Source::Published { .. }) => {}
+        (Named::Path, _) => found.say(
             start(&places.volume),
-            format!("the driver {driver} needs the path of the disk {}: path = \"/…\" instead of volume", disk.serial),
+            format!("the driver {driver} needs the path of the disk {serial}: path = \"/…\" instead of volume"),
         ),
-        (true, Source::Path(_)) => found.say(
+        (Named::Volume, _) => found.say(
             start(&places.path),
-            format!("the driver {driver} needs the name of the disk {} on the storage: volume = \"…\" instead of path", disk.serial),
+            format!("the driver {driver} needs the name of the disk {serial} on the storage: volume = \"…\" instead of path"),
         ),
-        _ => {}
+        (Named::Both, Source::Path(_)) => found.say(
+            start(&places.path),
+            format!("the driver {driver} also needs the name of the disk {serial} on the storage: volume = \"…\" beside path"),
+        ),
+        (Named::Both, Source::Volume(_)) => found.say(
+            start(&places.volume),
+            format!("the driver {driver} also needs the device that the disk {serial} is on this host: path = \"/…\" beside volume"),
+        ),
     }
 }

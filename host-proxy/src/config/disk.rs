@@ -1,4 +1,4 @@
-//! Reading one `[[vm.disk]]`: what is behind it is a path of this host, or a name on the storage.
+//! Reading one `[[vm.disk]]`: what is behind it is a path of this host, a name on the storage, or both.
 
 use std::path::PathBuf;
 
@@ -25,10 +25,11 @@ impl<'de> Deserialize<'de> for Disk {
         let source = match (path, volume) {
             (Some(path), None) => Source::Path(path),
             (None, Some(volume)) => Source::Volume(volume),
-            _ => {
+            (Some(path), Some(volume)) => Source::Published { volume, path },
+            (None, None) => {
                 return Err(D::Error::custom(format!(
-                    "the disk {serial} needs exactly one of `path` (an image file or block device) and \
-                     `volume` (its name on the storage)"
+                    "the disk {serial} needs `path` (an image file or block device), `volume` (its name on the \
+                     storage), or both, as its store's driver wants it"
                 )));
             }
         };

@@ -35,6 +35,8 @@ pub(super) struct StorePlaces {
     pub(super) dataset: Key,
     pub(super) conf: Key,
     pub(super) timeout: Key,
+    pub(super) endpoint: Key,
+    pub(super) secrets_file: Key,
 }
 
 #[derive(Default, Deserialize)]

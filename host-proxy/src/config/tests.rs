@@ -57,7 +57,7 @@ fn mistakes_name_file_line_and_what_is_allowed() {
         ("\n[[store]]", "[service]\nmax_connections_per_vm = 0\n[[store]]", 2, "at least 1"),
         ("\n[[store]]", "[service]\nstate_dir = \"var\"\n[[store]]", 2, "absolute"),
         ("path = \"/srv/images\"", "", 2, "path = \"/…\""),
-        ("path = \"/srv/images/data.img\"", "", 12, "exactly one of `path`"),
+        ("path = \"/srv/images/data.img\"", "", 12, "needs `path`"),
         ("path = \"/srv/images/data.img\"", "volume = \"data\"", 15, "the driver reflink needs the path"),
         ("cid = 42", "cid = 42\nallow = [\"restore\"]", 12, "expected one of `create`, `list`, `delete`"),
     ] {
@@ -105,6 +105,54 @@ fn a_pool_of_cephs_needs_its_name_and_its_disks_are_named_as_images() {
     }
     let second = CEPH.split("[[vm]]").next().unwrap().replace("\"ceph\"", "\"again\"");
     assert!(errors(&format!("{CEPH}{second}")).contains("a second store is in the pool vms"));
+}
+
+const CSI: &str = r#"
+[[store]]
+name = "array"
+driver = "csi"
+endpoint = "/run/csi/csi.sock"
+path = "/var/lib/hostsnap/csi/array"
+
+[[vm]]
+name = "db1"
+uuid = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01"
+cid = 42
+[[vm.disk]]
+serial = "data"
+store = "array"
+volume = "vol-1"
+path = "/dev/sdx"
+format = "raw"
+"#;
+
+#[test]
+fn a_csi_plugin_needs_its_socket_and_a_folder_and_its_disks_both_their_names() {
+    let Backend::Csi(place) = &Config::parse(CSI, Path::new("x")).unwrap().stores[0].backend else {
+        panic!("another driver")
+    };
+    assert!(place.group_snapshots && place.secrets_file.is_none() && place.parameters.is_empty());
+    let endpoint = "endpoint = \"/run/csi/csi.sock\"";
+    let long = format!("endpoint = \"/run/{}\"", "v".repeat(110));
+    for (from, to, line, words) in [
+        (endpoint, "", 2, "endpoint = "),
+        (endpoint, "endpoint = \"csi.sock\"", 5, "absolute"),
+        (endpoint, &long, 5, "at most 107"),
+        ("path = \"/var/lib/hostsnap/csi/array\"", "", 2, "needs a folder"),
+        (endpoint, "endpoint = \"/run/c\"\nsecrets_file = \"s\"", 6, "absolute"),
+        (endpoint, "endpoint = \"/run/c\"\ntimeout = \"2m\"", 6, "at most 60s"),
+        (endpoint, "endpoint = \"/run/c\"\npool = \"p\"", 2, "has the key pool, which the driver csi"),
+        ("volume = \"vol-1\"", "", 15, "volume = \"…\" beside path"),
+        ("path = \"/dev/sdx\"", "", 15, "path = \"/…\" beside volume"),
+    ] {
+        let told = errors(&CSI.replacen(from, to, 1));
+        assert!(told.contains(words), "{from} → {to}: {told}");
+        assert!(told.contains(&format!("hostsnapd.toml:{line}:")), "{from} → {to}: {told}");
+    }
+    let disk = CSI.split("[[vm.disk]]").nth(1).unwrap().replace("\"data\"", "\"log\"");
+    let again = |from, to| errors(&format!("{CSI}[[vm.disk]]{}", disk.replace(from, to)));
+    assert!(again("vol-1", "vol-2").contains("a second disk is /dev/sdx; the first is on line 16"));
+    assert!(again("/dev/sdx", "/dev/sdy").contains("a second disk is vol-1; the first is on line 15"));
 }
 
 #[test]

@@ -134,6 +134,12 @@ impl Folder {
         Ok(Deleted::Gone)
     }
 
+    /// Takes the beginning of a removal back: nothing of a whole snapshot was removed.
+    pub(super) fn put_back(&self, owner: Owner) -> Result<(), DriverError> {
+        rename(&self.named(owner, ".deleting"), &self.named(owner, ""))?;
+        sync(&self.machine(owner.vm))
+    }
+
     /// Everything of ours, and nothing else's: what has no name of our making is passed over.
     pub(super) fn list(&self) -> Result<Vec<Found>, DriverError> {
         let mut found = Vec::new();

@@ -106,7 +106,7 @@ fn image_name(volume: &Volume) -> Result<&str, DriverError> {
         (Source::Volume(name), format) => {
             refuse(format!("snapshot the image {name}: only raw disks are kept in a pool, not {format:?}"))
         }
-        (Source::Path(path), _) => {
+        (Source::Path(path) | Source::Published { path, .. }, _) => {
             refuse(format!("use {}: this driver takes images of a pool, by their name", path.display()))
         }
     }

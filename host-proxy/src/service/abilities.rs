@@ -9,7 +9,7 @@ use protocol::text::Line;
 
 use super::{Service, errors};
 use crate::config::Vm;
-use crate::drivers::Driver;
+use crate::drivers::{Driver, ROOM_UNKNOWN};
 
 /// How long a storage device may take to say how full it is.
 const ROOM_LIMIT: Duration = Duration::from_secs(10);
@@ -30,7 +30,7 @@ impl Service {
                 if let Err(error) = &room {
                     tracing::warn!("{doing}: {}", errors::chain(error));
                 }
-                rooms.insert(disk.store.clone(), room.ok());
+                rooms.insert(disk.store.clone(), room.ok().filter(|room| *room != ROOM_UNKNOWN));
             }
             let driver = store.driver.as_ref();
             disks.push(DiskAbilities {

@@ -12,9 +12,10 @@ use std::time::Duration;
 use harness::loopfs::{self, Kind, LoopFs};
 use harness::process::Process;
 use host_proxy::drivers::{
-    Driver, Exposed, Format, Source, Volume, btrfs::Btrfs, qemu::Qemu, reflink::Reflink,
+    Driver, Exposed, Format, Owner, Source, Volume, btrfs::Btrfs, qemu::Qemu, reflink::Reflink,
 };
 use host_proxy::vmm::qmp::Qmp;
+use protocol::DiskSerial;
 use serde_json::json;
 
 pub(crate) const DISK_BYTES: u64 = 8 << 20;
@@ -29,7 +30,11 @@ pub(crate) trait Bench {
     fn absent(&self) -> Source;
     /// Puts things into the store that are not ours, however much they look so.
     fn leave_foreign(&self) -> Box<dyn Foreign + '_>;
-    /// Where a snapshot can be read: its first byte, and its size.
+    /// Where a snapshot can be read: as the driver shows it, or, where it has no such ability, as the storage does.
+    fn show(&self, owner: Owner, volume: &DiskSerial) -> Exposed {
+        self.driver().expose().expect("it can show").expose(owner, volume).unwrap()
+    }
+    /// What stands there: its first byte, and its size.
     fn read(&self, exposed: &Exposed) -> (u8, u64) {
         let mut file = File::open(path_of(exposed)).unwrap();
         let mut byte = [0];
@@ -122,13 +127,13 @@ impl Drop for FillingFile {
 }
 
 /// A file beside our folder, and a folder in it.
-struct ForeignFiles {
+pub(crate) struct ForeignFiles {
     beside: PathBuf,
     inside: PathBuf,
 }
 
 impl ForeignFiles {
-    fn leave(store: &Path) -> Box<dyn Foreign> {
+    pub(crate) fn leave(store: &Path) -> Box<dyn Foreign> {
         let made = Self { beside: store.join("somebody-elses"), inside: store.join(".hostsnap/lost+found") };
         fs::write(&made.beside, b"file").unwrap();
         fs::create_dir(&made.inside).unwrap();

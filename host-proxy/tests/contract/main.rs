@@ -4,6 +4,7 @@ mod bench;
 mod ceph;
 mod changes;
 mod cluster;
+mod csi;
 mod lvm;
 mod lvm_faults;
 mod monitor;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use bench::{Bench, DISK_BYTES, Files, PausedQemu};
 use ceph::Pool;
+use csi::server::Offers;
 use harness::initramfs::Tools;
 use harness::loopfs::{Kind as Fs, LoopFs};
 use harness::vm::Plan;
@@ -37,6 +39,17 @@ fn reflink_keeps_the_contract() {
 #[test]
 fn btrfs_keeps_the_contract() {
     contract(&Files::btrfs());
+}
+
+#[test]
+fn csi_keeps_the_contract() {
+    let groups = csi::EVERYTHING;
+    let singles = Offers { groups: false, ..groups };
+    for offers in [groups, singles, Offers { lists: false, room: false, ..singles }] {
+        let array = csi::Array::start(offers);
+        contract(&array);
+        assert_eq!(array.count(), 0, "the storage has no more than the driver knows of: {offers:?}");
+    }
 }
 
 #[test]
@@ -126,9 +139,7 @@ fn delete(bench: &dyn Bench, owner: Owner) {
 
 /// The first byte of a disk in a snapshot.
 fn first_byte(bench: &dyn Bench, owner: Owner, volume: &Volume) -> u8 {
-    let driver = bench.driver();
-    let exposed = driver.expose().expect("it can show").expose(owner, &volume.serial).unwrap();
-    let (byte, size_bytes) = bench.read(&exposed);
+    let (byte, size_bytes) = bench.read(&bench.show(owner, &volume.serial));
     assert_eq!(size_bytes, DISK_BYTES);
     byte
 }
@@ -228,8 +239,7 @@ fn what_is_deleted_twice_was_absent(bench: &dyn Bench) {
 fn what_is_in_use_is_busy(bench: &dyn Bench) {
     let owner = take(bench);
     let driver = bench.driver();
-    let exposed = driver.expose().unwrap().expose(owner, &bench.volumes()[0].serial).unwrap();
-    let held = bench.hold(&exposed);
+    let held = bench.hold(&bench.show(owner, &bench.volumes()[0].serial));
     let refused = driver.delete(owner).expect_err("it is in use");
     assert_eq!(refused.kind, Kind::Busy, "{refused}");
     assert_eq!(driver.list().unwrap().len(), 1);
@@ -239,6 +249,9 @@ fn what_is_in_use_is_busy(bench: &dyn Bench) {
 }
 
 fn what_was_concealed_is_shown_again(bench: &dyn Bench) {
+    if bench.driver().expose().is_none() {
+        return;
+    }
     let owner = take(bench);
     let volume = &bench.volumes()[0];
     let conceal = || bench.driver().expose().unwrap().conceal(owner, &volume.serial).unwrap();

@@ -56,6 +56,12 @@ impl Bench for Watched<'_> {
     fn volumes(&self) -> Vec<Volume> {
         self.bench.volumes()
     }
+    fn show(&self, owner: Owner, volume: &DiskSerial) -> Exposed {
+        match self.driver().expose() {
+            Some(watched) => watched.expose(owner, volume).unwrap(),
+            None => self.bench.show(owner, volume),
+        }
+    }
     fn absent(&self) -> Source {
         self.bench.absent()
     }

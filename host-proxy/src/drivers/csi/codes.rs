@@ -1,0 +1,141 @@
+//! What a plugin's "no" means: one table from gRPC's codes to our kinds, as CSI 1.12 uses them ("Error Scheme").
+
+use std::fmt::Display;
+
+use tonic::{Code, Status};
+
+use super::secrets::Secrets;
+use crate::drivers::{DriverError, Kind};
+
+/// How much of a plugin's text is repeated, in characters.
+const MAX_TEXT: usize = 400;
+
+/// A call that was not answered with what was asked for.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{} answers {}: {text}", method.trim_start_matches("/csi.v1."), word(*code))]
+pub(super) struct Refusal {
+    pub(super) code: Code,
+    method: &'static str,
+    text: String,
+    is_garbage: bool,
+}
+
+impl Refusal {
+    /// As the plugin, or the way to it, said. Its text is foreign: bounded, without control characters, without secrets.
+    pub(super) fn new(method: &'static str, status: &Status, secrets: &Secrets) -> Self {
+        let mut text = status.message().to_owned();
+        // "transport error" alone says nothing; below it stands "No such file or directory".
+        let mut cause = std::error::Error::source(status);
+        while let Some(error) = cause {
+            let more = error.to_string();
+            if !text.contains(&more) {
+                text = if text.is_empty() { more } else { format!("{text}: {more}") };
+            }
+            cause = error.source();
+        }
+        let plain: String = secrets
+            .hide(&text)
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(MAX_TEXT)
+            .collect();
+        Self { code: status.code(), method, text: plain, is_garbage: false }
+    }
+
+    /// What this host could not do.
+    pub(super) fn of_ours(error: &dyn Display) -> Self {
+        Self { code: Code::Internal, method: "this host", text: error.to_string(), is_garbage: false }
+    }
+
+    /// An answer that can't be what it should.
+    pub(super) fn garbage(method: &'static str, what: impl Into<String>) -> Self {
+        Self { code: Code::Internal, method, text: what.into(), is_garbage: true }
+    }
+
+    /// Whether what was asked for may still be done, or was done: only the same call tells, later. After garbage nobody
+    /// knows, nor after an answer that was too large to be taken (tonic calls that OUT_OF_RANGE). All other codes are final,
+    /// as for the Kubernetes external-snapshotter (`isCSIFinalError`).
+    pub(super) fn is_open(&self) -> bool {
+        use Code::{Aborted, Cancelled, DeadlineExceeded, OutOfRange, Unavailable};
+        self.is_garbage
+            || matches!(self.code, Cancelled | DeadlineExceeded | Unavailable | Aborted | OutOfRange)
+    }
+
+    /// With what we were doing, and what to do now.
+    pub(super) fn into_error(self, doing: impl Display) -> DriverError {
+        let (kind, advice) = meaning(self.code);
+        DriverError { source: Some(Box::new(self)), ..DriverError::new(kind, format!("{doing}: {advice}")) }
+    }
+}
+
+/// The table.
+pub(super) fn meaning(code: Code) -> (Kind, &'static str) {
+    match code {
+        Code::Ok => (Kind::Failed, "the plugin gave no answer and no error"),
+        Code::Cancelled => (Kind::Cancelled, "the plugin gave it up; try again"),
+        Code::Unknown => (Kind::Failed, "the plugin failed; its log says why"),
+        Code::InvalidArgument => (
+            Kind::Unsupported,
+            "the plugin takes no such request; look at parameters and secrets_file of the store",
+        ),
+        Code::DeadlineExceeded => {
+            (Kind::DeadlinePassed, "the plugin did not answer in time; look at its log")
+        }
+        Code::NotFound => (Kind::NotFound, "the storage does not have it; look at the disk's volume"),
+        Code::AlreadyExists => {
+            (Kind::Exists, "the storage has a snapshot of that name of another volume; remove that one")
+        }
+        Code::PermissionDenied | Code::Unauthenticated => {
+            (Kind::Failed, "the storage refuses whom we speak for; look at secrets_file of the store")
+        }
+        Code::ResourceExhausted => {
+            (Kind::NoSpace, "the storage has no room, or its limit of snapshots is reached")
+        }
+        Code::FailedPrecondition => (Kind::Busy, "the storage can't now, something uses it"),
+        Code::Aborted => (Kind::Busy, "the plugin is at work on the same volume or snapshot; try again"),
+        Code::OutOfRange => (Kind::Failed, "the answer is too large, or out of range"),
+        Code::Unimplemented => {
+            (Kind::Unsupported, "nobody there can do that; is the endpoint a CSI plugin's controller?")
+        }
+        Code::Internal => (Kind::Failed, "the plugin failed; its log says why"),
+        Code::Unavailable => (Kind::Unreachable, "nobody answers there; is the plugin running?"),
+        Code::DataLoss => (Kind::Failed, "the storage lost data"),
+    }
+}
+
+/// A code as gRPC writes it.
+fn word(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugins_text_is_foreign() {
+        let status = Status::internal(format!("\u{1b}[2J{}", "x".repeat(5000)));
+        let text =
+            Refusal::new("/csi.v1.Controller/CreateSnapshot", &status, &Secrets::default()).to_string();
+        assert!(text.starts_with("Controller/CreateSnapshot answers INTERNAL:  [2Jxxx"), "{text}");
+        assert!(text.len() < 500 && !text.contains('\u{1b}'), "{text}");
+    }
+}

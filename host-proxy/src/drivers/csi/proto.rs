@@ -1,0 +1,272 @@
+//! The messages of CSI that are used, and of them only the fields that are looked at: field numbers as in `csi.proto` of
+//! CSI 1.12. What a plugin sends besides is passed over, as protobuf wants it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// `csi.v1.Identity`, `csi.v1.Controller`, `csi.v1.GroupController`.
+pub mod method {
+    #![allow(missing_docs, reason = "the specification documents them")]
+    pub const GET_PLUGIN_INFO: &str = "/csi.v1.Identity/GetPluginInfo";
+    pub const GET_PLUGIN_CAPABILITIES: &str = "/csi.v1.Identity/GetPluginCapabilities";
+    pub const PROBE: &str = "/csi.v1.Identity/Probe";
+    pub const GET_CAPACITY: &str = "/csi.v1.Controller/GetCapacity";
+    pub const GET_CAPABILITIES: &str = "/csi.v1.Controller/ControllerGetCapabilities";
+    pub const GET_VOLUME: &str = "/csi.v1.Controller/ControllerGetVolume";
+    pub const CREATE_SNAPSHOT: &str = "/csi.v1.Controller/CreateSnapshot";
+    pub const DELETE_SNAPSHOT: &str = "/csi.v1.Controller/DeleteSnapshot";
+    pub const LIST_SNAPSHOTS: &str = "/csi.v1.Controller/ListSnapshots";
+    pub const GROUP_GET_CAPABILITIES: &str = "/csi.v1.GroupController/GroupControllerGetCapabilities";
+    pub const CREATE_GROUP_SNAPSHOT: &str = "/csi.v1.GroupController/CreateVolumeGroupSnapshot";
+    pub const DELETE_GROUP_SNAPSHOT: &str = "/csi.v1.GroupController/DeleteVolumeGroupSnapshot";
+}
+
+/// `PluginCapability.Service.Type`
+pub const CONTROLLER_SERVICE: i32 = 1;
+/// `PluginCapability.Service.Type`
+pub const GROUP_CONTROLLER_SERVICE: i32 = 3;
+/// `ControllerServiceCapability.RPC.Type`
+pub const GET_CAPACITY: i32 = 4;
+/// `ControllerServiceCapability.RPC.Type`
+pub const CREATE_DELETE_SNAPSHOT: i32 = 5;
+/// `ControllerServiceCapability.RPC.Type`
+pub const LIST_SNAPSHOTS: i32 = 6;
+/// `ControllerServiceCapability.RPC.Type`
+pub const GET_VOLUME: i32 = 12;
+/// `GroupControllerServiceCapability.RPC.Type`
+pub const GROUP_SNAPSHOT: i32 = 1;
+
+type Map = BTreeMap<String, String>;
+
+/// Any request without fields.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Empty {}
+
+/// `GetPluginInfoResponse`
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct PluginInfo {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(string, tag = "2")]
+    pub vendor_version: String,
+}
+
+/// `ProbeResponse`
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct ProbeResponse {
+    /// `google.protobuf.BoolValue`
+    #[prost(message, optional, tag = "1")]
+    pub ready: Option<bool>,
+}
+
+/// A number in a capability: `Service` of a plugin's, `RPC` of a controller's. All three messages have the same form.
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct Capability {
+    #[prost(message, optional, tag = "1")]
+    pub of: Option<CapabilityType>,
+}
+
+/// `PluginCapability.Service`, `ControllerServiceCapability.RPC`, `GroupControllerServiceCapability.RPC`
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct CapabilityType {
+    #[prost(int32, tag = "1")]
+    pub r#type: i32,
+}
+
+/// `GetPluginCapabilitiesResponse`, `ControllerGetCapabilitiesResponse`, `GroupControllerGetCapabilitiesResponse`
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct Capabilities {
+    #[prost(message, repeated, tag = "1")]
+    pub capabilities: Vec<Capability>,
+}
+
+/// `GetCapacityResponse`
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct Capacity {
+    #[prost(int64, tag = "1")]
+    pub available_capacity: i64,
+}
+
+/// `ControllerGetVolumeRequest`
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct GetVolumeRequest {
+    #[prost(string, tag = "1")]
+    pub volume_id: String,
+}
+
+/// `ControllerGetVolumeResponse`
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct GetVolumeResponse {
+    #[prost(message, optional, tag = "1")]
+    pub volume: Option<Volume>,
+}
+
+/// `Volume`
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct Volume {
+    #[prost(int64, tag = "1")]
+    pub capacity_bytes: i64,
+    #[prost(string, tag = "2")]
+    pub volume_id: String,
+}
+
+/// `CreateSnapshotRequest`
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct CreateSnapshotRequest {
+    #[prost(string, tag = "1")]
+    pub source_volume_id: String,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub secrets: Map,
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub parameters: Map,
+}
+
+/// `CreateSnapshotResponse`
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct CreateSnapshotResponse {
+    #[prost(message, optional, tag = "1")]
+    pub snapshot: Option<Snapshot>,
+}
+
+/// `Snapshot`
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct Snapshot {
+    #[prost(int64, tag = "1")]
+    pub size_bytes: i64,
+    #[prost(string, tag = "2")]
+    pub snapshot_id: String,
+    #[prost(string, tag = "3")]
+    pub source_volume_id: String,
+    #[prost(message, optional, tag = "4")]
+    pub creation_time: Option<Timestamp>,
+    #[prost(bool, tag = "5")]
+    pub ready_to_use: bool,
+    #[prost(string, tag = "6")]
+    pub group_snapshot_id: String,
+}
+
+/// `google.protobuf.Timestamp`
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct Timestamp {
+    #[prost(int64, tag = "1")]
+    pub seconds: i64,
+    #[prost(int32, tag = "2")]
+    pub nanos: i32,
+}
+
+/// `DeleteSnapshotRequest`
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct DeleteSnapshotRequest {
+    #[prost(string, tag = "1")]
+    pub snapshot_id: String,
+    #[prost(btree_map = "string, string", tag = "2")]
+    pub secrets: Map,
+}
+
+/// `ListSnapshotsRequest`
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct ListSnapshotsRequest {
+    #[prost(int32, tag = "1")]
+    pub max_entries: i32,
+    #[prost(string, tag = "2")]
+    pub starting_token: String,
+    #[prost(string, tag = "3")]
+    pub source_volume_id: String,
+    #[prost(string, tag = "4")]
+    pub snapshot_id: String,
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub secrets: Map,
+}
+
+/// `ListSnapshotsResponse`
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct ListSnapshotsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub entries: Vec<CreateSnapshotResponse>,
+    #[prost(string, tag = "2")]
+    pub next_token: String,
+}
+
+/// `CreateVolumeGroupSnapshotRequest`
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct CreateGroupRequest {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(string, repeated, tag = "2")]
+    pub source_volume_ids: Vec<String>,
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub secrets: Map,
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub parameters: Map,
+}
+
+/// `CreateVolumeGroupSnapshotResponse`
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct CreateGroupResponse {
+    #[prost(message, optional, tag = "1")]
+    pub group_snapshot: Option<Group>,
+}
+
+/// `VolumeGroupSnapshot`
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct Group {
+    #[prost(string, tag = "1")]
+    pub group_snapshot_id: String,
+    #[prost(message, repeated, tag = "2")]
+    pub snapshots: Vec<Snapshot>,
+    #[prost(message, optional, tag = "3")]
+    pub creation_time: Option<Timestamp>,
+    #[prost(bool, tag = "4")]
+    pub ready_to_use: bool,
+}
+
+/// `DeleteVolumeGroupSnapshotRequest`
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct DeleteGroupRequest {
+    #[prost(string, tag = "1")]
+    pub group_snapshot_id: String,
+    #[prost(string, repeated, tag = "2")]
+    pub snapshot_ids: Vec<String>,
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub secrets: Map,
+}
+
+/// What holds secrets is never printed.
+macro_rules! unprinted {
+    ($($message:ident)*) => { $(
+        impl fmt::Debug for $message {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(stringify!($message))
+            }
+        }
+    )* };
+}
+
+unprinted! { CreateSnapshotRequest DeleteSnapshotRequest ListSnapshotsRequest CreateGroupRequest DeleteGroupRequest }
