@@ -39,7 +39,7 @@ impl Refusal {
             .map(|c| if c.is_control() { ' ' } else { c })
             .take(MAX_TEXT)
             .collect();
-        Self { code: status.code(), method, text: plain, is_garbage: false }
+        Self { code: code_of(status), method, text: plain, is_garbage: false }
     }
 
     /// What this host could not do.
@@ -65,6 +65,15 @@ impl Refusal {
     pub(super) fn into_error(self, doing: impl Display) -> DriverError {
         let (kind, advice) = meaning(self.code);
         DriverError { source: Some(Box::new(self)), ..DriverError::new(kind, format!("{doing}: {advice}")) }
+    }
+}
+
+/// A way that was lost in the middle of a call is `Unknown` to tonic, with a cause. The plugin's own `Unknown` has none, and is
+/// final; of the other nobody knows what was done.
+fn code_of(status: &Status) -> Code {
+    match status.code() {
+        Code::Unknown if std::error::Error::source(status).is_some() => Code::Unavailable,
+        code => code,
     }
 }
 
