@@ -37,6 +37,12 @@ fn what_zfs_and_others_do_wrong_ends_with_an_error_and_leaves_nothing() {
     });
 }
 
+/// Destroys a dataset or a snapshot; udev may look at a volume's device for a moment still.
+fn destroy(name: &str) {
+    let destroyed = || Command::new("zfs").args(["destroy", name]).output().unwrap().status.success();
+    wait_until(&format!("{name} is destroyed"), Duration::from_secs(30), destroyed);
+}
+
 fn nothing_is_left(bench: &Tank) {
     assert_eq!(bench.driver().list().unwrap(), []);
     let names = bench.names();
@@ -122,7 +128,7 @@ fn what_is_no_volume_of_the_store_is_refused(bench: &Tank) {
         assert_eq!(nowhere.free_bytes().unwrap_err().kind, Kind::NotFound);
         assert_eq!(nowhere.list().unwrap_err().kind, Kind::NotFound);
     }
-    zfs(&["destroy", &outside]);
+    destroy(&outside);
     nothing_is_left(bench);
 }
 
@@ -150,6 +156,7 @@ fn what_has_no_room_is_refused_before_the_freeze(bench: &Tank) {
     let file = File::options().write(true).open(&path).unwrap();
     file.write_all_at(&vec![7; 12 << 20], 0).unwrap();
     file.sync_all().unwrap();
+    drop(file);
     zpool(&["sync", bench.pool()]);
     bench.driver().check(&disk).unwrap();
     let used: u64 = zfs(&["get", "-H", "-p", "-o", "value", "used", &bench.store()]).trim().parse().unwrap();
@@ -162,7 +169,7 @@ fn what_has_no_room_is_refused_before_the_freeze(bench: &Tank) {
     zfs(&["set", "refreservation=none", &thick]);
     bench.driver().check(&disk).unwrap();
     zfs(&["set", "quota=none", &bench.store()]);
-    zfs(&["destroy", &thick]);
+    destroy(&thick);
 }
 
 fn a_volume_that_is_gone_or_got_anothers_name_is_not_cut(bench: &Tank) {
@@ -183,7 +190,7 @@ fn a_volume_that_is_gone_or_got_anothers_name_is_not_cut(bench: &Tank) {
     assert!(error.to_string().contains("another volume"), "{error}");
     cut.abandon().unwrap();
     nothing_is_left(bench);
-    zfs(&["destroy", &one]);
+    destroy(&one);
     zfs(&["rename", &moved, &one]);
     let path = bench.volumes()[0].path().unwrap().to_owned();
     wait_until("udev names the volume", Duration::from_secs(60), || path.exists());
@@ -209,7 +216,7 @@ fn what_is_renamed_or_promoted_afterwards_stays_what_it_is(bench: &Tank) {
     assert!(error.to_string().contains("zfs promote"), "{error}");
     assert!(bench.driver().list().unwrap()[0].whole);
     zfs(&["promote", &moved]);
-    zfs(&["destroy", &mine]);
+    destroy(&mine);
     delete(bench, owner);
     zfs(&["rename", &moved, &one]);
     let path = volumes[0].path().unwrap();
@@ -236,7 +243,7 @@ fn a_set_that_lost_a_part_is_not_whole(bench: &Tank) {
     let owner = take(bench);
     let snapshot = format!("{}@hostsnap.{}", bench.at("images"), owner.snapshot);
     zfs(&["release", "hostsnap", &snapshot]);
-    zfs(&["destroy", &snapshot]);
+    destroy(&snapshot);
     let listed = bench.driver().list().unwrap();
     assert!(listed.len() == 1 && !listed[0].whole, "{listed:?}");
     let recovered = bench.driver().recover(owner, &bench.volumes()).unwrap();
