@@ -141,7 +141,9 @@ async fn delete(ask: &Ask, snapshots: Vec<SnapshotRef>) -> Result<(), WireError>
     });
     let done = done.await;
     // What was deleted is said, whatever came then.
-    print::deleted(&outcomes, ask.output);
+    if done.is_ok() || !outcomes.is_empty() {
+        print::deleted(&outcomes, ask.output);
+    }
     done
 }
 
@@ -155,7 +157,9 @@ async fn detach(ask: &Ask, snapshots: Vec<SnapshotRef>) -> Result<(), WireError>
         other => Err(unexpected(&other)),
     });
     let done = done.await;
-    print::detached(&outcomes, ask.output);
+    if done.is_ok() || !outcomes.is_empty() {
+        print::detached(&outcomes, ask.output);
+    }
     done
 }
 
