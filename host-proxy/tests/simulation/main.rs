@@ -60,7 +60,9 @@ fn in_thousands_of_schedules_no_promise_is_ever_broken() {
                     if seed > schedules {
                         break;
                     }
-                    if let Err(what) = play::one(seed, &scratch, false) {
+                    // A panic tells its seed as well.
+                    let played = std::panic::catch_unwind(|| play::one(seed, &scratch, false));
+                    if let Err(what) = played.unwrap_or_else(|_| Err("a panic".to_owned())) {
                         failed.lock().expect("no panic").get_or_insert((seed, what));
                     }
                 }

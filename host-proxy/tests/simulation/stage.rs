@@ -175,18 +175,31 @@ impl Stage {
                 // Who does not wait any more needs no turn.
                 let _ = go.send(());
             }
-            Item::Tell(tell) => tell(),
-            Item::Job(job) => match catch_unwind(AssertUnwindSafe(job)) {
-                Ok(tell) if self.permille(|weather| weather.tells_later) => {
+            // What comes too late is undone then, and the service may die of that as well.
+            Item::Tell(tell) => return Some(self.guarded(tell).map(|_| ())),
+            Item::Job(job) => match self.guarded(job) {
+                Ok(Some(tell)) if self.permille(|weather| weather.tells_later) => {
                     self.say(|| "  … its answer is on its way".to_owned());
                     self.lock().line.push(Item::Tell(tell));
                 }
-                Ok(tell) => tell(),
-                Err(panic) if panic.is::<Died>() => return Some(Err(Died)),
-                Err(_) => self.broken("a call of the host panicked".to_owned()),
+                Ok(Some(tell)) => return Some(self.guarded(tell).map(|_| ())),
+                Ok(None) => {}
+                Err(died) => return Some(Err(died)),
             },
         }
         Some(Ok(()))
+    }
+
+    /// Runs something of the host. `None` if it panicked.
+    fn guarded<T>(&self, what: impl FnOnce() -> T) -> Result<Option<T>, Died> {
+        match catch_unwind(AssertUnwindSafe(what)) {
+            Ok(done) => Ok(Some(done)),
+            Err(panic) if panic.is::<Died>() => Err(Died),
+            Err(_) => {
+                self.broken("a call of the host panicked".to_owned());
+                Ok(None)
+            }
+        }
     }
 
     /// Drops what died, when nothing of it can be woken any more.
