@@ -142,7 +142,7 @@ fn a_csi_plugin_needs_its_socket_and_a_folder_and_its_disks_both_their_names() {
         (endpoint, "endpoint = \"/run/c\"\nsecrets_file = \"s\"", 6, "absolute"),
         (endpoint, "endpoint = \"/run/c\"\ntimeout = \"2m\"", 6, "at most 60s"),
         (endpoint, "endpoint = \"/run/c\"\npool = \"p\"", 2, "has the key pool, which the driver csi"),
-        ("volume = \"vol-1\"", "", 15, "volume = \"…\" beside path"),
+        ("volume = \"vol-1\"", "", 16, "volume = \"…\" beside path"),
         ("path = \"/dev/sdx\"", "", 15, "path = \"/…\" beside volume"),
     ] {
         let told = errors(&CSI.replacen(from, to, 1));
