@@ -131,45 +131,29 @@ async fn list(ask: &Ask, vm: Option<Name>, labels: Vec<(LabelKey, LabelValue)>) 
 }
 
 async fn delete(ask: &Ask, snapshots: Vec<SnapshotRef>) -> Result<(), WireError> {
-    let mut outcomes = Vec::new();
-    let done = for_each(ask, snapshots, ControlRequest::Delete, |id, reply| match reply {
-        ControlReply::Deleted(outcome) => {
-            outcomes.push((id, outcome == DeleteOutcome::Gone));
-            Ok(())
-        }
+    let was_there = |reply| match reply {
+        ControlReply::Deleted(outcome) => Ok(outcome == DeleteOutcome::Gone),
         other => Err(unexpected(&other)),
-    });
-    let done = done.await;
-    // What was deleted is said, whatever came then.
-    if done.is_ok() || !outcomes.is_empty() {
-        print::deleted(&outcomes, ask.output);
-    }
-    done
+    };
+    for_each(ask, snapshots, ControlRequest::Delete, was_there, print::deleted).await
 }
 
 async fn detach(ask: &Ask, snapshots: Vec<SnapshotRef>) -> Result<(), WireError> {
-    let mut outcomes = Vec::new();
-    let done = for_each(ask, snapshots, ControlRequest::Detach, |id, reply| match reply {
-        ControlReply::Detached(outcome) => {
-            outcomes.push((id, outcome == DetachOutcome::Detached));
-            Ok(())
-        }
+    let was_there = |reply| match reply {
+        ControlReply::Detached(outcome) => Ok(outcome == DetachOutcome::Detached),
         other => Err(unexpected(&other)),
-    });
-    let done = done.await;
-    if done.is_ok() || !outcomes.is_empty() {
-        print::detached(&outcomes, ask.output);
-    }
-    done
+    };
+    for_each(ask, snapshots, ControlRequest::Detach, was_there, print::detached).await
 }
 
 /// Asks the same of each snapshot, until one fails. All are looked up before the first is touched: a
-/// typing error does nothing.
+/// typing error does nothing. What was done is printed, whatever came then.
 async fn for_each(
     ask: &Ask,
     snapshots: Vec<SnapshotRef>,
     request: fn(SnapshotId) -> ControlRequest,
-    mut take: impl FnMut(SnapshotId, ControlReply) -> Result<(), WireError>,
+    was_there: impl Fn(ControlReply) -> Result<bool, WireError>,
+    print: impl FnOnce(&[(SnapshotId, bool)], Output),
 ) -> Result<(), WireError> {
     let mut ids = Vec::with_capacity(snapshots.len());
     for snapshot in snapshots {
@@ -178,10 +162,21 @@ async fn for_each(
             other => return Err(unexpected(&other)),
         }
     }
+    let mut outcomes = Vec::with_capacity(ids.len());
+    let mut done = Ok(());
     for id in ids {
-        take(id, ask_once(ask, &request(id)).await?)?;
+        match ask_once(ask, &request(id)).await.and_then(&was_there) {
+            Ok(was_there) => outcomes.push((id, was_there)),
+            Err(error) => {
+                done = Err(error);
+                break;
+            }
+        }
     }
-    Ok(())
+    if done.is_ok() || !outcomes.is_empty() {
+        print(&outcomes, ask.output);
+    }
+    done
 }
 
 /// What changed on each disk, in the order of the comparison's disks.

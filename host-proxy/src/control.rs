@@ -23,6 +23,7 @@ use crate::config::Vm;
 use crate::drivers::Extent;
 use crate::policy;
 use crate::service::{DiskChanges, Report, Service};
+use crate::session;
 use crate::transport::{self, TransportError};
 
 /// How soon a request must come.
@@ -243,9 +244,7 @@ async fn vms(service: &Arc<Service>) -> Result<Vec<VmStatus>, WireError> {
             name: vm.name.clone(),
             uuid: vm.uuid,
             peer: Line::lossy(&vm.peer.to_string()),
-            disks: disks.try_into().map_err(|error: protocol::bounded::TooMany| {
-                WireError::new(ErrorCode::Internal, error.to_string())
-            })?,
+            disks: session::bounded(disks)?,
             snapshots: service.count(vm).await?,
         });
     }

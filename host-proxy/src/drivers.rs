@@ -17,6 +17,7 @@
 
 mod abilities;
 pub mod btrfs;
+mod common;
 pub mod csi;
 mod extents;
 mod fiemap;

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::attach::{Attach, Attachment};
+use protocol::bounded::TooMany;
 use protocol::message::{Conclude, Cut, Hello, List, Prepare, Progress, Reply, Request, Welcome};
 use protocol::text::{Name, SnapshotRef};
-use protocol::{DiskSerial, ErrorCode, SnapshotId, SnapshotRecord, Ticket, VERSIONS, VmUuid, WireError};
+use protocol::{
+    BoundedVec, DiskSerial, ErrorCode, SnapshotId, SnapshotRecord, Ticket, VERSIONS, VmUuid, WireError,
+};
 
 use crate::audit::{Decision, Event};
 use crate::config::Vm;
@@ -216,18 +219,14 @@ impl Session {
         let vm = self.vm()?;
         policy::read(Asker::Guest, &vm)?;
         let disks = self.service.disks(&vm).await;
-        Ok(Reply::Disks(disks.try_into().map_err(|error: protocol::bounded::TooMany| {
-            WireError::new(ErrorCode::Internal, error.to_string())
-        })?))
+        Ok(Reply::Disks(bounded(disks)?))
     }
 
     async fn abilities(&self) -> Answer {
         let vm = self.vm()?;
         policy::read(Asker::Guest, &vm)?;
         let disks = self.service.abilities(&vm).await;
-        Ok(Reply::Abilities(disks.try_into().map_err(|error: protocol::bounded::TooMany| {
-            WireError::new(ErrorCode::Internal, error.to_string())
-        })?))
+        Ok(Reply::Abilities(bounded(disks)?))
     }
 
     async fn prepare(&mut self, prepare: &Prepare) -> Answer {
@@ -416,10 +415,12 @@ async fn wait(
 }
 
 fn attached(attachments: Vec<Attachment>) -> Answer {
-    let attachments = attachments.try_into().map_err(|error: protocol::bounded::TooMany| {
-        WireError::new(ErrorCode::Internal, error.to_string())
-    })?;
-    Ok(Reply::Attached(attachments))
+    Ok(Reply::Attached(bounded(attachments)?))
+}
+
+/// A list, as a message can hold it: the configuration allows no more.
+pub(crate) fn bounded<T, const MAX: usize>(items: Vec<T>) -> Result<BoundedVec<T, MAX>, WireError> {
+    items.try_into().map_err(|error: TooMany| WireError::new(ErrorCode::Internal, error.to_string()))
 }
 
 fn out_of_order(what: &str) -> WireError {

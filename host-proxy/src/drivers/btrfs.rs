@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::common::settle_at_once;
 use super::folder::{self, Folder, Place};
 use super::{
     Changes, Continue, CutSet, Deleted, Driver, DriverError, Expose, Exposed, Extent, Format, Found, Kind,
@@ -299,14 +300,10 @@ impl CutSet for Set {
     }
 
     fn settle(&mut self, progress: &mut dyn FnMut(Progress) -> Continue) -> Result<(), DriverError> {
-        let total_bytes = self.volumes.iter().map(|volume| volume.size_bytes).sum();
-        if progress(Progress { done_bytes: 0, total_bytes }) == Continue::No {
-            return Err(DriverError::new(Kind::Cancelled, "sync the snapshot"));
-        }
-        rustix::fs::syncfs(&self.target)
-            .map_err(|error| DriverError::io(format!("sync {}", self.store.display()), error))?;
-        progress(Progress { done_bytes: total_bytes, total_bytes });
-        Ok(())
+        settle_at_once(&self.volumes, progress, "sync the snapshot", || {
+            rustix::fs::syncfs(&self.target)
+                .map_err(|error| DriverError::io(format!("sync {}", self.store.display()), error))
+        })
     }
 
     fn seal(self: Box<Self>, manifest: &[u8]) -> Result<(), DriverError> {

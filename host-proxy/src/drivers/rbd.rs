@@ -33,11 +33,12 @@ use std::time::{Duration, Instant};
 use protocol::DiskSerial;
 use serde_json::json;
 
-use self::entry::{Entry, Stage, key, manifest_text, stage};
+use self::entry::{Entry, Stage, key, stage};
 use self::ffi::cluster::Pool;
 use self::ffi::image::{For, Image};
 use self::set::{Member, Set};
 use self::worker::Worker;
+use super::common::manifest_text;
 use super::{
     Changes, Deleted, Driver, DriverError, Expose, Exposed, Extent, Format, Found, Kind, Owner, Plan, Ready,
     Recovered, Source, Volume, VolumeFacts, VolumeSnapshot,

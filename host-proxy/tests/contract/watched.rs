@@ -173,6 +173,10 @@ impl Expose for WatchedDriver {
         let volume = volume.clone();
         self.call("expose", move |driver| driver.expose().expect("asked before").expose(owner, &volume))
     }
+    fn conceal(&self, owner: Owner, volume: &DiskSerial) -> Result<(), DriverError> {
+        let volume = volume.clone();
+        self.call("conceal", move |driver| driver.expose().expect("asked before").conceal(owner, &volume))
+    }
 }
 
 impl Changes for WatchedDriver {

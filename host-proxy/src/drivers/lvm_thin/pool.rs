@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::names;
 use super::report::{self, Lv, ReportError, VgState, VolumeGroup};
+use crate::drivers::common::tool_failed;
 use crate::drivers::{DriverError, Kind};
 use crate::exec::{ExecError, Tool};
 
@@ -269,13 +270,7 @@ impl Pool {
 
 /// What lvm's complaint means.
 pub(super) fn failed(doing: impl Into<String>, error: ExecError) -> DriverError {
-    let kind = match &error {
-        ExecError::Missing(_) => Kind::Unsupported,
-        ExecError::TimedOut { .. } => Kind::DeadlinePassed,
-        ExecError::Failed { stderr, .. } => kind_of(stderr),
-        ExecError::Io { .. } => Kind::Failed,
-    };
-    DriverError { source: Some(Box::new(error)), ..DriverError::new(kind, doing) }
+    tool_failed(doing, error, kind_of)
 }
 
 /// lvm has one exit status for all failures; it says in words what was wrong.

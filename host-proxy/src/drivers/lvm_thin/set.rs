@@ -9,6 +9,7 @@ use super::pool::{self, Pool, SETTINGS};
 use super::report::VolumeGroup;
 use super::shell::Shell;
 use super::{names, store};
+use crate::drivers::common::settle_at_once;
 use crate::drivers::{Continue, CutSet, DriverError, Kind, Owner, Progress, Ready, VolumeSnapshot};
 use crate::exec::ExecError;
 
@@ -178,14 +179,10 @@ impl CutSet for Cut {
     }
 
     fn settle(&mut self, progress: &mut dyn FnMut(Progress) -> Continue) -> Result<(), DriverError> {
-        let total_bytes = self.set.volumes.iter().map(|volume| volume.size_bytes).sum();
-        if progress(Progress { done_bytes: 0, total_bytes }) == Continue::No {
-            return Err(DriverError::new(Kind::Cancelled, "flush the pool"));
-        }
-        self.set.verify(&self.set.pool.report()?)?;
-        self.set.manifests.flush()?;
-        progress(Progress { done_bytes: total_bytes, total_bytes });
-        Ok(())
+        settle_at_once(&self.set.volumes, progress, "flush the pool", || {
+            self.set.verify(&self.set.pool.report()?)?;
+            self.set.manifests.flush()
+        })
     }
 
     fn seal(self: Box<Self>, manifest: &[u8]) -> Result<(), DriverError> {

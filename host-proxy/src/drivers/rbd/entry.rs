@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ffi::image::Snapshot;
 use super::worker::Worker;
-use crate::drivers::{DriverError, Kind, Owner, VolumeSnapshot};
+use crate::drivers::common::manifest_text;
+use crate::drivers::{DriverError, Owner, VolumeSnapshot};
 
 /// Before the identifier, in keys and in the names of snapshots.
 pub(super) const PREFIX: &str = "hostsnap.";
@@ -107,14 +108,6 @@ impl Entry {
 /// The key of a snapshot's entries, and the name of its snapshots.
 pub(super) fn key(snapshot: SnapshotId) -> String {
     format!("{PREFIX}{snapshot}")
-}
-
-/// A manifest is JSON; metadata is text.
-pub(super) fn manifest_text(manifest: &[u8]) -> Result<String, DriverError> {
-    String::from_utf8(manifest.to_vec()).map_err(|error| DriverError {
-        source: Some(Box::new(error)),
-        ..DriverError::new(Kind::Failed, "store a manifest that is no text")
-    })
 }
 
 /// How far a set is, by what its images' metadata says.

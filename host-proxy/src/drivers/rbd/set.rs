@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use super::entry::{Entry, State, key, manifest_text};
+use super::entry::{Entry, State, key};
 use super::ffi::cluster::Pool;
 use super::ffi::image::Image;
 use super::{ffi, meta, remove};
+use crate::drivers::common::manifest_text;
 use crate::drivers::{Continue, CutSet, DriverError, Kind, Owner, Progress, Ready, VolumeSnapshot};
 
 /// One image of the set.

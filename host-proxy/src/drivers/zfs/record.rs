@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use protocol::{DiskSerial, SnapshotId, VmUuid};
 use serde::{Deserialize, Serialize};
 
+use crate::drivers::common::manifest_text;
 use crate::drivers::{DriverError, Kind, Owner, VolumeSnapshot};
 
 /// Before all names of our properties.
@@ -54,12 +55,8 @@ impl Record {
         Ok(record)
     }
 
-    /// A manifest is JSON; a property is text.
     pub(super) fn set_manifest(&mut self, manifest: &[u8]) -> Result<(), DriverError> {
-        self.manifest = String::from_utf8(manifest.to_vec()).map_err(|error| DriverError {
-            source: Some(Box::new(error)),
-            ..DriverError::new(Kind::Failed, "store a manifest that is no text")
-        })?;
+        self.manifest = manifest_text(manifest)?;
         Ok(())
     }
 

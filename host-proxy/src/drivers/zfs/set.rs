@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::record::Record;
 use super::tool::Store;
 use super::{core, names, remove};
+use crate::drivers::common::settle_at_once;
 use crate::drivers::{Continue, CutSet, DriverError, Kind, Owner, Progress, Ready, VolumeSnapshot};
 
 /// What the kernel may take longer than the guest waits: it can't be called back.
@@ -112,13 +113,7 @@ impl CutSet for Cut {
     }
 
     fn settle(&mut self, progress: &mut dyn FnMut(Progress) -> Continue) -> Result<(), DriverError> {
-        let total_bytes = self.set.volumes.iter().map(|volume| volume.size_bytes).sum();
-        if progress(Progress { done_bytes: 0, total_bytes }) == Continue::No {
-            return Err(DriverError::new(Kind::Cancelled, "look at what was cut"));
-        }
-        self.set.verify()?;
-        progress(Progress { done_bytes: total_bytes, total_bytes });
-        Ok(())
+        settle_at_once(&self.set.volumes, progress, "look at what was cut", || self.set.verify().map(drop))
     }
 
     fn seal(self: Box<Self>, manifest: &[u8]) -> Result<(), DriverError> {

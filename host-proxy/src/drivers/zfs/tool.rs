@@ -7,6 +7,7 @@ use super::core;
 use super::names::DatasetName;
 use super::record::Properties;
 use super::report::{self, Dataset, Snapshot};
+use crate::drivers::common::tool_failed;
 use crate::drivers::{DriverError, Kind};
 use crate::exec::{ExecError, Tool};
 
@@ -153,13 +154,7 @@ fn not_understood(doing: &str, program: &str) -> DriverError {
 
 /// What a complaint of zfs's means.
 pub(super) fn failed(doing: impl Into<String>, error: ExecError) -> DriverError {
-    let kind = match &error {
-        ExecError::Missing(_) => Kind::Unsupported,
-        ExecError::TimedOut { .. } => Kind::DeadlinePassed,
-        ExecError::Failed { stderr, .. } => kind_of(stderr),
-        ExecError::Io { .. } => Kind::Failed,
-    };
-    DriverError { source: Some(Box::new(error)), ..DriverError::new(kind, doing) }
+    tool_failed(doing, error, kind_of)
 }
 
 /// zfs has one exit status for all failures; it says in words what was wrong (OpenZFS `libzfs_util.c`).
