@@ -2,12 +2,16 @@
 //! half done after a reconcile, and nothing is claimed that was not proved. The storage below the
 //! fault is a real one: reflinks on XFS.
 
+#[path = "common/asking.rs"]
+mod asking;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use asking::{held, request_for};
 use harness::loopfs::{Kind as Fs, LoopFs};
 use host_proxy::audit::Audit;
 use host_proxy::catalog::Catalog;
@@ -20,12 +24,9 @@ use host_proxy::drivers::{
 use host_proxy::policy::{self, Asker};
 use host_proxy::service::{Outcome, Service};
 use host_proxy::world::World;
-use protocol::evidence::{CallEvidence, Evidence, FileSystemEvidence, Freeze};
-use protocol::fingerprint;
-use protocol::message::{DiskRequest, List, Prepare};
+use protocol::message::{List, Prepare};
 use protocol::record::{State, Timing};
-use protocol::text::Labels;
-use protocol::{BoundedVec, Consistency, ErrorCode, RequestId, SnapshotRecord, WireError};
+use protocol::{Consistency, ErrorCode, SnapshotRecord, WireError};
 
 const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
 
@@ -157,34 +158,8 @@ fn storage() -> LoopFs {
     fs
 }
 
-fn prepare(request: RequestId, minimum: Consistency) -> Prepare {
-    let disk = DiskRequest {
-        serial: "data".parse().unwrap(),
-        size_bytes: 1 << 20,
-        fingerprint: fingerprint::of_head(&[7; fingerprint::HEAD_BYTES]),
-    };
-    Prepare {
-        request,
-        disks: vec![disk].try_into().unwrap(),
-        mounts: BoundedVec::empty(),
-        labels: Labels::default(),
-        note: "".parse().unwrap(),
-        minimum,
-        keep_for_s: None,
-        lease_ms: 60_000,
-        dry_run: false,
-    }
-}
-
-fn frozen() -> Evidence {
-    let call = Some(CallEvidence { at_us: 0, took_us: 1, errno: 0 });
-    let fs = FileSystemEvidence {
-        mount_point: "/data".parse().unwrap(),
-        fs_type: "ext4".parse().unwrap(),
-        freeze: call,
-        thaw: call,
-    };
-    Evidence { freeze: Freeze::Held, file_systems: vec![fs].try_into().unwrap(), hooks: BoundedVec::empty() }
+fn prepare(minimum: Consistency) -> Prepare {
+    request_for(&[("data", 1 << 20, 7)], minimum)
 }
 
 async fn take(
@@ -197,7 +172,7 @@ async fn take(
     match service.prepare(Asker::Guest, vm, prepare).await? {
         Outcome::Ready(operation) => {
             let cut = operation.cut(within).await?;
-            cut.conclude(Some((frozen(), Timing::default()))).await?.finish().await
+            cut.conclude(Some((held(), Timing::default()))).await?.finish().await
         }
         Outcome::Existing(record) => Ok(record),
         Outcome::Planned(_) => unreachable!("no dry run was asked for"),
@@ -217,7 +192,7 @@ async fn whichever_call_fails_nothing_is_half_done_after_a_reconcile() {
         let folder = tempfile::tempdir().unwrap();
         let fault = Fault { fails_at, ..Fault::default() };
         let broken = service(folder.path(), &fs, &fault);
-        let prepare = prepare(RequestId::random(), Consistency::Filesystem);
+        let prepare = prepare(Consistency::Filesystem);
         let outcome = take(&broken, &prepare, Duration::from_secs(60)).await;
         drop(broken);
         if fault.calls.load(SeqCst) < fails_at {
@@ -254,12 +229,12 @@ async fn a_cut_that_is_slower_than_the_freeze_is_worth_no_more_than_a_crash() {
     let service = service(folder.path(), &fs, &slow);
     let within = Duration::from_millis(100);
 
-    let asked = prepare(RequestId::random(), Consistency::Filesystem);
+    let asked = prepare(Consistency::Filesystem);
     let refused = take(&service, &asked, within).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::ConsistencyNotReached, "{refused}");
     assert!(Reflink::new(fs.path()).unwrap().list().unwrap().is_empty());
 
-    let asked = prepare(RequestId::random(), Consistency::Crash);
+    let asked = prepare(Consistency::Crash);
     let record = take(&service, &asked, within).await.unwrap();
     assert_eq!(record.consistency, Consistency::Crash);
     assert!(record.consistency_reason.as_str().contains("lease"), "{}", record.consistency_reason);
@@ -270,7 +245,7 @@ async fn what_was_cut_before_a_crash_is_kept_only_if_its_user_accepts_that() {
     let fs = storage();
     for minimum in [Consistency::Crash, Consistency::Filesystem] {
         let folder = tempfile::tempdir().unwrap();
-        let asked = prepare(RequestId::random(), minimum);
+        let asked = prepare(minimum);
         let id = {
             let crashing = service(folder.path(), &fs, &Fault::default());
             let world = crashing.world();
@@ -312,7 +287,7 @@ async fn a_snapshot_that_is_whole_when_the_state_folder_is_full_is_told_and_foun
     let at_seal = move || *filler.lock().unwrap() = Some(state.fill());
     let full = Fault { at_seal: Some(Arc::new(at_seal)), ..Fault::default() };
     let service = service(&state_path, &fs, &full);
-    let asked = prepare(RequestId::random(), Consistency::Filesystem);
+    let asked = prepare(Consistency::Filesystem);
     let error = take(&service, &asked, Duration::from_secs(60)).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::NoSpace, "{error}");
     assert!(error.message.as_str().contains("is whole on the storage"), "{error}");

@@ -1,11 +1,16 @@
 //! Two hosts on one store, as Ceph's pools are: each has a catalog of its own, and what the other did must be known
 //! before anybody is told anything. The store is a real one, reflinks on XFS, that says of itself that it is shared.
 
+#[allow(dead_code)]
+#[path = "common/asking.rs"]
+mod asking;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use asking::request_for;
 use harness::loopfs::{Kind as Fs, LoopFs};
 use host_proxy::audit::Audit;
 use host_proxy::catalog::Catalog;
@@ -18,11 +23,9 @@ use host_proxy::policy::{self, Asker};
 use host_proxy::service::{Outcome, Service};
 use host_proxy::world::World;
 use protocol::evidence::Evidence;
-use protocol::fingerprint;
-use protocol::message::{DeleteOutcome, DiskRequest, List, Prepare};
+use protocol::message::{DeleteOutcome, List, Prepare};
 use protocol::record::UnixMillis;
-use protocol::text::Labels;
-use protocol::{BoundedVec, Consistency, RequestId, SnapshotRecord};
+use protocol::{Consistency, SnapshotRecord};
 
 const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
 
@@ -84,23 +87,8 @@ fn host(folder: &Path, fs: &LoopFs, vm: bool) -> Arc<Service> {
     Service::new(world, catalog, Audit::open(folder).unwrap())
 }
 
-fn request(request: RequestId) -> Prepare {
-    let disk = DiskRequest {
-        serial: "data".parse().unwrap(),
-        size_bytes: 1 << 20,
-        fingerprint: fingerprint::of_head(&[7; fingerprint::HEAD_BYTES]),
-    };
-    Prepare {
-        request,
-        disks: vec![disk].try_into().unwrap(),
-        mounts: BoundedVec::empty(),
-        labels: Labels::default(),
-        note: "".parse().unwrap(),
-        minimum: Consistency::Crash,
-        keep_for_s: None,
-        lease_ms: 60_000,
-        dry_run: false,
-    }
+fn request() -> Prepare {
+    request_for(&[("data", 1 << 20, 7)], Consistency::Crash)
 }
 
 async fn prepared(service: &Arc<Service>, prepare: &Prepare) -> Outcome {
@@ -127,7 +115,7 @@ async fn what_one_host_made_another_lists_repeats_and_deletes_and_the_first_forg
     let (first, second) = (host(one.path(), &fs, true), host(two.path(), &fs, true));
     assert!(first.reconcile().await.unwrap().is_clean() && second.reconcile().await.unwrap().is_clean());
 
-    let asked = request(RequestId::random());
+    let asked = request();
     let made = take(&first, &asked).await;
     second.freshen().await;
     assert_eq!(listed(&second).await, [(*made).clone()]);
@@ -149,7 +137,7 @@ async fn what_one_host_locked_another_does_not_delete_until_it_is_unlocked() {
     std::fs::write(fs.path().join("data.img"), vec![7; 1 << 20]).unwrap();
     let [one, two] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let (first, second) = (host(one.path(), &fs, true), host(two.path(), &fs, true));
-    let made = take(&first, &request(RequestId::random())).await;
+    let made = take(&first, &request()).await;
     second.reconcile().await.unwrap();
     let now = host_proxy::service::now();
     let lock = async |service: &Arc<Service>, until| {
@@ -174,9 +162,7 @@ async fn what_a_machine_elsewhere_left_unfinished_is_that_hosts_business() {
     std::fs::write(fs.path().join("data.img"), vec![7; 1 << 20]).unwrap();
     let [one, two] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let (first, stranger) = (host(one.path(), &fs, true), host(two.path(), &fs, false));
-    let Outcome::Ready(operation) = prepared(&first, &request(RequestId::random())).await else {
-        panic!("it was not ready")
-    };
+    let Outcome::Ready(operation) = prepared(&first, &request()).await else { panic!("it was not ready") };
     drop(operation);
     let report = stranger.reconcile().await.unwrap();
     assert!(report.problems.iter().any(|problem| problem.contains("is not configured")), "{report:?}");

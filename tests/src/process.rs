@@ -69,3 +69,10 @@ impl Drop for Process {
         self.kill();
     }
 }
+
+/// A QEMU whose machine never runs: for its monitor and its disks alone.
+pub fn paused_qemu() -> Command {
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-nodefaults", "-no-user-config", "-nographic", "-S", "-machine", "q35", "-accel", "tcg"]);
+    command
+}

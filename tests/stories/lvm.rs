@@ -1,13 +1,14 @@
 //! Disks on thin logical volumes. The machine's own kernel may have no device mapper, so the host is a
 //! virtual machine itself.
 
-use std::path::Path;
 use std::time::Duration;
 
 use harness::assets;
 use harness::initramfs::{self, Tools};
 use harness::vm::{Plan, blank_image};
 use harness::wait::wait_until;
+
+use super::unit;
 
 const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
 
@@ -37,41 +38,20 @@ fn device(id: &str) -> String {
 #[test]
 fn under_its_unit_the_service_snapshots_thin_volumes() {
     let folder = tempfile::tempdir().unwrap();
-    let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/systemd");
     let vm = Plan::debian("lvm-unit")
         .tools([Tools::DeviceMapper])
         .disk(&blank_image(folder.path(), "pv.img", 1024), "pv")
         .file(&assets::guest_program("hostsnapd"), "/usr/bin/hostsnapd")
         .boot();
-    let units = "/etc/systemd/system";
-    vm.guest.sh(&format!("mkdir -p {units}/hostsnapd.service.d /etc/hostsnap /run/vm"));
-    let put = |at: &str, text: &str| vm.guest.sh(&format!("cat > {at} <<'END'\n{text}\nEND"));
-    for (file, at) in
-        [("hostsnapd.service", "hostsnapd.service"), ("lvm.conf", "hostsnapd.service.d/lvm.conf")]
-    {
-        put(&format!("{units}/{at}"), &std::fs::read_to_string(packaging.join(file)).unwrap());
-    }
-    put("/etc/hostsnap/hostsnapd.toml", &config("listen_vsock = false", "socket = \"/run/vm/db1.vsock\""));
+    unit::install(&vm, "lvm.conf", &config("listen_vsock = false", "socket = \"/run/vm/db1.vsock\""));
     vm.guest.sh(POOL);
     let write = |text: &str| vm.guest.sh(&format!("echo {text} | dd of=/dev/vg0/data conv=fsync 2>&1"));
     write("before");
-    vm.guest.sh("systemctl daemon-reload && systemctl start hostsnapd");
-    let log = || vm.guest.run("journalctl -u hostsnapd --no-pager").stdout;
-
-    let made = vm.guest.run("hostsnapd create db1 --consistency crash --json");
-    assert_eq!(made.status, 0, "{}{}\n{}", made.stdout, made.stderr, log());
-    write("after");
-    let listed = vm.guest.json("hostsnapd list --json");
-    assert_eq!((&listed[0]["state"], listed.as_array().unwrap().len()), (&"ready".into(), 1), "{listed}");
-    let id = listed[0]["id"].as_str().unwrap();
-    assert_eq!(listed[0]["disks"][0]["handle"], format!("hostsnap.{id}.0"));
-
-    // The catalog is lost, the snapshots are not.
-    vm.guest.sh(
-        "systemctl stop hostsnapd && rm /var/lib/hostsnap/catalog.sqlite* && hostsnapd rebuild-catalog && \
-         systemctl start hostsnapd",
-    );
-    assert_eq!(vm.guest.json("hostsnapd list --json")[0]["id"], id, "{}", log());
+    unit::start(&vm);
+    let snapshot = unit::takes_a_snapshot(&vm, || drop(write("after")));
+    let id = snapshot["id"].as_str().unwrap();
+    assert_eq!(snapshot["disks"][0]["handle"], format!("hostsnap.{id}.0"));
+    unit::loses_its_catalog(&vm, id);
 
     vm.guest.sh(&format!("lvchange -ay -K vg0/hostsnap.{id}.0 && udevadm settle"));
     assert_eq!(vm.guest.sh(&format!("head -c 6 {}", device(id))), "before");

@@ -20,5 +20,6 @@ mod shapes;
 mod snapshot;
 mod stacking;
 mod stage;
+mod unit;
 mod whole_machine;
 mod zfs;

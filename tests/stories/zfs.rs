@@ -1,6 +1,5 @@
 //! Disks on ZFS. The machine's own kernel has none, so the host is a virtual machine itself.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,6 +8,8 @@ use harness::initramfs::Tools;
 use harness::loopfs::run;
 use harness::vm::{Plan, blank_image};
 use harness::wait::wait_until;
+
+use super::unit;
 
 const CONFIG: &str = "\
 [service]
@@ -38,7 +39,6 @@ format = \"raw\"
 #[test]
 fn by_zfs_under_its_unit_the_service_snapshots_a_volume_and_an_image() {
     let folder = tempfile::tempdir().unwrap();
-    let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging/systemd");
     // libzfs_core is loaded at run time, which a static program can't.
     let program = folder.path().join("hostsnapd");
     run(Command::new("strip").arg("-o").arg(&program).arg(hostsnapd::program()));
@@ -47,15 +47,7 @@ fn by_zfs_under_its_unit_the_service_snapshots_a_volume_and_an_image() {
         .disk(&blank_image(folder.path(), "pool.img", 512), "pool")
         .file(&program, "/usr/bin/hostsnapd")
         .boot();
-    let units = "/etc/systemd/system";
-    vm.guest.sh(&format!("mkdir -p {units}/hostsnapd.service.d /etc/hostsnap /run/vm"));
-    let put = |at: &str, text: &str| vm.guest.sh(&format!("cat > {at} <<'END'\n{text}\nEND"));
-    for (file, at) in
-        [("hostsnapd.service", "hostsnapd.service"), ("zfs.conf", "hostsnapd.service.d/zfs.conf")]
-    {
-        put(&format!("{units}/{at}"), &std::fs::read_to_string(packaging.join(file)).unwrap());
-    }
-    put("/etc/hostsnap/hostsnapd.toml", CONFIG);
+    unit::install(&vm, "zfs.conf", CONFIG);
     vm.guest
         .sh("zpool create tank /dev/vda && zfs create tank/vms && zfs create -s -V 16M tank/vms/data && \
          truncate -s 16M /tank/vms/logs.img && udevadm settle");
@@ -66,23 +58,11 @@ fn by_zfs_under_its_unit_the_service_snapshots_a_volume_and_an_image() {
         }
     };
     write("before");
-    vm.guest.sh("systemctl daemon-reload && systemctl start hostsnapd");
-    let log = || vm.guest.run("journalctl -u hostsnapd --no-pager").stdout;
-
-    let made = vm.guest.run("hostsnapd create db1 --consistency crash --json");
-    assert_eq!(made.status, 0, "{}{}\n{}", made.stdout, made.stderr, log());
-    write("after");
-    let listed = vm.guest.json("hostsnapd list --json");
-    assert_eq!((&listed[0]["state"], listed.as_array().unwrap().len()), (&"ready".into(), 1), "{listed}");
-    let id = listed[0]["id"].as_str().unwrap();
-    assert_eq!(listed[0]["disks"].as_array().unwrap().len(), 2, "{listed}");
-
-    // The catalog is lost, the snapshots are not.
-    vm.guest.sh(
-        "systemctl stop hostsnapd && rm /var/lib/hostsnap/catalog.sqlite* && hostsnapd rebuild-catalog && \
-         systemctl start hostsnapd",
-    );
-    assert_eq!(vm.guest.json("hostsnapd list --json")[0]["id"], id, "{}", log());
+    unit::start(&vm);
+    let snapshot = unit::takes_a_snapshot(&vm, || write("after"));
+    let id = snapshot["id"].as_str().unwrap();
+    assert_eq!(snapshot["disks"].as_array().unwrap().len(), 2, "{snapshot}");
+    unit::loses_its_catalog(&vm, id);
 
     // Read as the guide says.
     vm.guest.sh(&format!("zfs clone -o readonly=on tank/vms/data@hostsnap.{id} tank/look"));
@@ -97,5 +77,5 @@ fn by_zfs_under_its_unit_the_service_snapshots_a_volume_and_an_image() {
     assert!(busy.status != 0 && busy.stderr.contains("busy"), "{}{}", busy.stdout, busy.stderr);
     vm.guest.sh("zfs destroy tank/look");
     vm.guest.sh(&format!("hostsnapd delete {id}"));
-    assert_eq!(vm.guest.sh("zfs list -H -t snapshot -o name"), "", "{}", log());
+    assert_eq!(vm.guest.sh("zfs list -H -t snapshot -o name"), "", "{}", unit::log(&vm));
 }

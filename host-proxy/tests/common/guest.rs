@@ -1,17 +1,19 @@
 //! The guest's end of a conversation, at the socket of a hybrid vsock: what it says, byte by byte.
 
+#[path = "asking.rs"]
+mod asking;
+
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use protocol::evidence::{CallEvidence, Evidence, FileSystemEvidence, Freeze};
-use protocol::fingerprint;
 use protocol::frame::{self, HEADER};
-use protocol::message::{Conclude, Cut, DiskRequest, Hello, Prepare, Prepared, Reply, Request};
+use protocol::message::{Conclude, Cut, Hello, Prepare, Prepared, Reply, Request};
 use protocol::record::Timing;
-use protocol::text::Labels;
-use protocol::{BootId, BoundedVec, Consistency, RequestId, SnapshotRecord, Ticket, VERSIONS, WireError};
+use protocol::{BootId, SnapshotRecord, Ticket, VERSIONS, WireError};
+
+pub(crate) use asking::{held, request_for};
 
 /// How long the host may take for an answer.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -108,40 +110,11 @@ pub(crate) fn hello(boot_id: Option<BootId>) -> Request {
     Request::Hello(Hello { versions: VERSIONS, agent_version, boot_id, vm_uuid: None })
 }
 
-/// A request for disks of these serials and sizes, each filled with one byte, worth at least this.
-pub(crate) fn request_for(disks: &[(&str, u64, u8)], minimum: Consistency) -> Prepare {
-    let disk = |(serial, size_bytes, byte): &(&str, u64, u8)| DiskRequest {
-        serial: serial.parse().unwrap(),
-        size_bytes: *size_bytes,
-        fingerprint: fingerprint::of_head(&[*byte; fingerprint::HEAD_BYTES]),
-    };
-    Prepare {
-        request: RequestId::random(),
-        disks: disks.iter().map(disk).collect::<Vec<_>>().try_into().unwrap(),
-        mounts: BoundedVec::empty(),
-        labels: Labels::default(),
-        note: "".parse().unwrap(),
-        minimum,
-        keep_for_s: None,
-        lease_ms: 60_000,
-        dry_run: false,
-    }
-}
-
 pub(crate) fn cut(ticket: Ticket) -> Request {
     Request::Cut(Cut { ticket, within_us: 60_000_000 })
 }
 
 /// The guest was frozen through the cut.
 pub(crate) fn conclude(ticket: Ticket) -> Request {
-    let call = Some(CallEvidence { at_us: 0, took_us: 1, errno: 0 });
-    let fs = FileSystemEvidence {
-        mount_point: "/data".parse().unwrap(),
-        fs_type: "ext4".parse().unwrap(),
-        freeze: call,
-        thaw: call,
-    };
-    let file_systems = vec![fs].try_into().unwrap();
-    let evidence = Evidence { freeze: Freeze::Held, file_systems, hooks: BoundedVec::empty() };
-    Request::Conclude(Conclude { ticket, evidence, timing: Timing::default(), wait: true })
+    Request::Conclude(Conclude { ticket, evidence: held(), timing: Timing::default(), wait: true })
 }

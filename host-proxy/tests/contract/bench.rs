@@ -10,7 +10,7 @@ use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use harness::loopfs::{self, Kind, LoopFs};
-use harness::process::Process;
+use harness::process::{Process, paused_qemu};
 use host_proxy::drivers::{
     Driver, Exposed, Format, Owner, Source, Volume, btrfs::Btrfs, qemu::Qemu, reflink::Reflink,
 };
@@ -260,17 +260,7 @@ impl PausedQemu {
         let folder = tempfile::Builder::new().prefix("hsq-").tempdir_in("/tmp").unwrap();
         let store = LoopFs::new(Kind::Ext4, 64);
         let at = |name: &str| folder.path().join(name);
-        let mut command = Command::new("qemu-system-x86_64");
-        command.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-nographic",
-            "-S",
-            "-machine",
-            "q35",
-            "-accel",
-            "tcg",
-        ]);
+        let mut command = paused_qemu();
         for name in ["qmp", "hand"] {
             command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", at(name).display()));
         }

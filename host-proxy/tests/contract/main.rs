@@ -1,5 +1,7 @@
 //! What every driver promises, on real storage: `contract()` is run against each.
 
+#[path = "../common/asking.rs"]
+mod asking;
 mod bench;
 mod ceph;
 mod changes;

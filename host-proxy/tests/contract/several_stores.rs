@@ -15,14 +15,13 @@ use host_proxy::drivers::{
 use host_proxy::policy::{self, Asker};
 use host_proxy::service::{Outcome, Service};
 use host_proxy::world::World;
-use protocol::evidence::{CallEvidence, Evidence, FileSystemEvidence, Freeze};
-use protocol::fingerprint;
-use protocol::message::{DiskRequest, List, Prepare};
+use protocol::evidence::{Evidence, Freeze};
+use protocol::message::{List, Prepare};
 use protocol::record::{State, Timing};
-use protocol::text::Labels;
-use protocol::{BoundedVec, Consistency, ErrorCode, RequestId, SnapshotRecord, WireError};
+use protocol::{BoundedVec, Consistency, ErrorCode, SnapshotRecord, WireError};
 
 use super::DISK_BYTES;
+use super::asking::{held, request_for};
 use super::bench::{Bench, Files, PausedQemu};
 
 const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
@@ -226,34 +225,15 @@ impl Storage {
 }
 
 fn prepare(serials: &[&str], minimum: Consistency) -> Prepare {
-    let disk = |serial: &&str| DiskRequest {
-        serial: serial.parse().unwrap(),
-        size_bytes: DISK_BYTES,
-        fingerprint: fingerprint::of_head(&[0x11; fingerprint::HEAD_BYTES]),
-    };
-    Prepare {
-        request: RequestId::random(),
-        disks: serials.iter().map(disk).collect::<Vec<_>>().try_into().unwrap(),
-        mounts: BoundedVec::empty(),
-        labels: Labels::default(),
-        note: "".parse().unwrap(),
-        minimum,
-        keep_for_s: None,
-        lease_ms: 60_000,
-        dry_run: false,
-    }
+    let disks: Vec<_> = serials.iter().map(|serial| (*serial, DISK_BYTES, 0x11)).collect();
+    request_for(&disks, minimum)
 }
 
 fn evidence(freeze: Freeze) -> Evidence {
-    let call = Some(CallEvidence { at_us: 0, took_us: 1, errno: 0 });
-    let fs = FileSystemEvidence {
-        mount_point: "/data".parse().unwrap(),
-        fs_type: "ext4".parse().unwrap(),
-        freeze: call,
-        thaw: call,
-    };
-    let file_systems = if freeze == Freeze::Held { vec![fs] } else { vec![] };
-    Evidence { freeze, file_systems: file_systems.try_into().unwrap(), hooks: BoundedVec::empty() }
+    match freeze {
+        Freeze::Held => held(),
+        other => Evidence { freeze: other, file_systems: BoundedVec::empty(), hooks: BoundedVec::empty() },
+    }
 }
 
 async fn known(service: &Service) -> Vec<SnapshotRecord> {

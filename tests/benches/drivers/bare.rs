@@ -28,6 +28,7 @@ pub(crate) fn cut(bed: &Bed, run: usize, then: Then) -> Result<u64> {
 }
 
 fn timed<T>(call: impl FnOnce() -> T) -> (T, u64) {
+    std::thread::sleep(crate::FREEZE);
     let began = Instant::now();
     let result = call();
     (result, u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX))

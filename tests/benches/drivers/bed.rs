@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use harness::ceph::{Ceph, POOL, USER};
 use harness::loopfs::{self, Kind, LoopFs};
-use harness::process::Process;
+use harness::process::{Process, paused_qemu};
 use harness::wait::wait_until;
 use host_proxy::vmm::qmp::Qmp;
 use serde_json::json;
@@ -145,17 +145,7 @@ fn files(kind: Kind) -> Result<LoopFs> {
 impl Qemu {
     fn start(fs: &Path) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("hsb-").tempdir_in("/tmp")?;
-        let mut command = Command::new("qemu-system-x86_64");
-        command.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-nographic",
-            "-S",
-            "-machine",
-            "q35",
-            "-accel",
-            "tcg",
-        ]);
+        let mut command = paused_qemu();
         for monitor in ["qmp", "hand"] {
             let socket = folder.path().join(monitor);
             command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));

@@ -18,6 +18,7 @@ mod figures;
 mod ours;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
@@ -25,6 +26,10 @@ use clap::{Parser, ValueEnum};
 use bed::Bed;
 use figures::{Figure, Figures, Series, Way};
 use ours::Ours;
+
+/// Between what is prepared and the cut a guest writes back and freezes: meanwhile caches cool and processors fall asleep,
+/// whoever cuts then.
+const FREEZE: Duration = Duration::from_millis(20);
 
 /// Measures the cut of each driver.
 #[derive(Parser)]

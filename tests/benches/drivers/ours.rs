@@ -80,6 +80,7 @@ impl Ours {
         let Outcome::Ready(operation) = self.service.prepare(Asker::Admin, vm, &prepare).await? else {
             bail!("this request is new");
         };
+        tokio::time::sleep(crate::FREEZE).await;
         let cut = operation.cut(Duration::from_secs(60)).await?;
         let took_us = cut.done().took_us;
         let evidence = Evidence {
