@@ -13,13 +13,16 @@
 //! so may you, as root, where this machine's kernel has all that the test needs.
 
 use std::env;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use crate::vm::Plan;
+use crate::loopfs;
+use crate::vm::{Plan, Vm};
 
 const HERE: &str = "HOSTSNAP_WITHIN";
 /// A program with its debugging symbols is ten times as large, and lives in the guest's memory.
-const PROGRAM: &str = "/usr/bin/test-within";
+const PROGRAM: &str = "/usr/bin/within";
 /// Under emulation of a processor, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -29,17 +32,38 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// When it fails.
 #[track_caller]
 pub fn run(test: &str, plan: Plan, body: impl FnOnce()) {
-    if env::var_os(HERE).is_some() {
+    if is_here() {
         return body();
     }
-    let scratch = tempfile::tempdir().expect("a folder");
-    let stripped = scratch.path().join("test");
-    let program = env::current_exe().expect("the path of this program");
-    crate::loopfs::run(std::process::Command::new("strip").arg("-o").arg(&stripped).arg(program));
-    let vm = plan.file(&stripped, PROGRAM).boot();
+    let vm = with_this_program(plan);
     let script = format!("{HERE}=here RUST_BACKTRACE=1 {PROGRAM} --exact {test} --nocapture 2>&1");
     let output = vm.guest.spawn(&script).wait_within(LIMIT);
     // A name that is not the test's would run nothing, and succeed.
     let one = output.stdout.contains("1 passed; 0 failed");
     assert!(output.status == 0 && one, "within the machine, {test}:\n{}{}", output.stdout, output.stderr);
+}
+
+/// Whether this is the copy.
+pub fn is_here() -> bool {
+    env::var_os(HERE).is_some()
+}
+
+/// Runs this program, which is no test, with these arguments in a machine; then the text of a file that it left there.
+///
+/// # Panics
+/// When it fails, or takes longer than `limit`.
+pub fn program(plan: Plan, arguments: &str, file: &Path, limit: Duration) -> String {
+    let vm = with_this_program(plan);
+    let script = format!("{HERE}=here RUST_BACKTRACE=1 {PROGRAM} {arguments} 2>&1");
+    let output = vm.guest.spawn(&script).wait_within(limit);
+    assert_eq!(output.status, 0, "within the machine, {arguments}:\n{}{}", output.stdout, output.stderr);
+    vm.guest.sh(&format!("cat {}", file.display()))
+}
+
+fn with_this_program(plan: Plan) -> Vm {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let stripped = scratch.path().join("program");
+    let program = env::current_exe().expect("the path of this program");
+    loopfs::run(Command::new("strip").arg("-o").arg(&stripped).arg(program));
+    plan.file(&stripped, PROGRAM).boot()
 }

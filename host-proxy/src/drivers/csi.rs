@@ -20,6 +20,8 @@
 //! | `inventory` | which of ours the storage still has |
 
 mod ask;
+#[doc(hidden)]
+pub mod bare;
 mod client;
 mod codec;
 mod codes;

@@ -13,6 +13,8 @@
 //! | `shell` | an lvm that waits for its next command |
 //! | `set` | one set of volumes: prepared, cut, sealed |
 
+#[doc(hidden)]
+pub mod bare;
 mod delta;
 mod manifests;
 mod names;

@@ -13,6 +13,8 @@
 //! | `set` | one set of volumes: prepared, cut, sealed |
 //! | `remove` | removing a snapshot, whatever its state |
 
+#[doc(hidden)]
+pub mod bare;
 mod core;
 mod inventory;
 mod names;

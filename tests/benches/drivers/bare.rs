@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use host_proxy::drivers::btrfs::ioctl as btrfs;
-use host_proxy::drivers::rbd;
+use host_proxy::drivers::csi::bare::BarePlugin;
+use host_proxy::drivers::lvm_thin::bare::BareLvm;
+use host_proxy::drivers::{rbd, zfs};
 use serde_json::json;
 
-use crate::bed::{Bed, Place, Qemu, image, name};
+use crate::bed::{Array, Bed, Place, Qemu, image, name};
+use crate::pools::{Group, Tank};
 use crate::{Driver, Then};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -24,6 +27,9 @@ pub(crate) fn cut(bed: &Bed, run: usize, then: Then) -> Result<u64> {
         Place::Files { fs, .. } if bed.driver == Driver::Btrfs => subvolume(&fs.path(), run, then),
         Place::Files { fs, .. } => cloned(&fs.path(), run, then),
         Place::Pool(ceph) => in_pool(&crate::ours::place(ceph), run, then),
+        Place::Array(array) => by_plugin(array, run, then),
+        Place::Group(group) => in_group(group, run, then),
+        Place::Tank(tank) => in_tank(tank, run, then),
     }
 }
 
@@ -89,6 +95,42 @@ fn in_pool(place: &rbd::Place, run: usize, then: Then) -> Result<u64> {
     cut?;
     if then == Then::Removed {
         image.remove(&snapshot)?;
+    }
+    Ok(took_us)
+}
+
+fn by_plugin(array: &Array, run: usize, then: Then) -> Result<u64> {
+    let plugin = BarePlugin::new(&array.place())?;
+    // Connects, as `prepare` does.
+    plugin.remove("absent".to_owned())?;
+    let (made, took_us) = timed(|| plugin.snapshot(&format!("bare{run}"), name(true)));
+    let id = made?;
+    if then == Then::Removed {
+        plugin.remove(id)?;
+    }
+    Ok(took_us)
+}
+
+fn in_group(group: &Group, run: usize, then: Then) -> Result<u64> {
+    let snapshot = format!("bare{run}");
+    let mut lvm = BareLvm::start(group.pool().parse()?, name(true), &snapshot)?;
+    let (cut, took_us) = timed(|| lvm.snapshot(name(true), &snapshot));
+    cut?;
+    if then == Then::Removed {
+        lvm.remove(&snapshot)?;
+    }
+    Ok(took_us)
+}
+
+fn in_tank(tank: &Tank, run: usize, then: Then) -> Result<u64> {
+    let snapshot = format!("{}@bare{run}", tank.volume(true));
+    let bare = zfs::bare::BareCut::of(tank.pool(), &snapshot)?;
+    // `prepare` takes as long, and what a pool does after a write is over then.
+    std::thread::sleep(Duration::from_millis(250));
+    let (cut, took_us) = timed(|| bare.make());
+    cut?;
+    if then == Then::Removed {
+        zfs::bare::remove(&snapshot)?;
     }
     Ok(took_us)
 }

@@ -12,13 +12,16 @@ use harness::ceph::{Ceph, POOL, USER};
 use harness::loopfs::{self, Kind, LoopFs};
 use harness::process::{Process, paused_qemu};
 use harness::wait::wait_until;
+use host_proxy::drivers::csi;
 use host_proxy::vmm::qmp::Qmp;
 use serde_json::json;
 
 use crate::Driver;
+use crate::pools::{Group, Tank};
+use crate::server::{Offers, Server};
 
 /// Of each volume. QEMU copies it a thousand times.
-const DISK_BYTES: u64 = 1 << 20;
+pub(crate) const DISK_BYTES: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -34,6 +37,18 @@ pub(crate) enum Place {
     Files { qemu: Option<Qemu>, fs: LoopFs },
     /// Images in a pool.
     Pool(Ceph),
+    /// Volumes of a CSI plugin.
+    Array(Array),
+    /// Thin volumes in a group of LVM's.
+    Group(Group),
+    /// Volumes in a pool of ZFS'.
+    Tank(Tank),
+}
+
+/// The tests' own CSI plugin.
+pub(crate) struct Array {
+    server: Server,
+    fs: LoopFs,
 }
 
 /// A QEMU with both disks, stopped before its first instruction.
@@ -58,6 +73,9 @@ impl Bed {
                 }
                 Place::Pool(ceph)
             }
+            Driver::Csi => Place::Array(Array::start()?),
+            Driver::LvmThin => Place::Group(Group::make()?),
+            Driver::Zfs => Place::Tank(Tank::make()?),
         };
         Ok(Self { driver, place })
     }
@@ -68,11 +86,10 @@ impl Bed {
         let byte = u8::try_from(run % 255).context("a byte")? + 1;
         match &self.place {
             Place::Files { qemu: Some(qemu), .. } => qemu.write(twin, at, byte),
-            Place::Files { qemu: None, fs } => {
-                let file = File::options().write(true).open(image(&fs.path(), twin))?;
-                file.write_all_at(&[byte; BLOCK as usize], at)?;
-                Ok(file.sync_all()?)
-            }
+            Place::Files { qemu: None, fs } => write_block(&image(&fs.path(), twin), at, byte),
+            Place::Array(array) => write_block(&array.fs.path().join(name(twin)), at, byte),
+            Place::Group(group) => write_block(&group.device(twin), at, byte),
+            Place::Tank(tank) => write_block(&tank.device(twin), at, byte),
             // A program for each write would take most of the time.
             Place::Pool(_) if !run.is_multiple_of(10) => Ok(()),
             Place::Pool(ceph) => {
@@ -108,8 +125,37 @@ impl Bed {
                 String::new(),
                 format!("volume = \"{}\"\n", name(false)),
             ],
+            Place::Array(array) => [
+                format!(
+                    "driver = \"csi\"\nendpoint = \"{}\"\npath = \"{}\"\nmin_free = \"0\"\n",
+                    array.server.socket.display(),
+                    array.fs.path().join("store").display()
+                ),
+                String::new(),
+                format!(
+                    "volume = \"{0}\"\npath = \"{1}\"\n",
+                    name(false),
+                    array.fs.path().join(name(false)).display()
+                ),
+            ],
+            Place::Group(group) => [
+                format!("driver = \"lvm-thin\"\npool = \"{}\"\nmin_free = \"0\"\n", group.pool()),
+                String::new(),
+                format!("path = \"{}\"\n", group.device(false).display()),
+            ],
+            Place::Tank(tank) => [
+                format!("driver = \"zfs\"\ndataset = \"{}\"\nmin_free = \"0\"\n", tank.store()),
+                String::new(),
+                format!("path = \"{}\"\n", tank.device(false).display()),
+            ],
         }
     }
+}
+
+fn write_block(path: &Path, at: u64, byte: u8) -> Result<()> {
+    let file = File::options().write(true).open(path)?;
+    file.write_all_at(&[byte; BLOCK as usize], at)?;
+    Ok(file.sync_all()?)
 }
 
 /// A volume's name.
@@ -140,6 +186,32 @@ fn files(kind: Kind) -> Result<LoopFs> {
     }
     fs::create_dir(fs.path().join("bare"))?;
     Ok(fs)
+}
+
+impl Array {
+    fn start() -> Result<Self> {
+        let fs = LoopFs::in_memory(Kind::Xfs, 4096);
+        let offers = Offers { snapshots: true, lists: true, groups: true, room: true };
+        let server = Server::start(&fs.path().join("csi.sock"), &fs.path(), offers);
+        for twin in [false, true] {
+            let path = fs.path().join(name(twin));
+            File::create(&path)?.write_all_at(&vec![1; DISK_BYTES as usize], 0)?;
+            server.state().volumes.insert(name(twin).to_owned(), path);
+        }
+        fs::create_dir(fs.path().join("store"))?;
+        Ok(Self { server, fs })
+    }
+
+    pub(crate) fn place(&self) -> csi::Place {
+        csi::Place {
+            endpoint: self.server.socket.clone(),
+            folder: self.fs.path().join("store"),
+            parameters: std::collections::BTreeMap::new(),
+            secrets_file: None,
+            timeout: LIMIT,
+            group_snapshots: true,
+        }
+    }
 }
 
 impl Qemu {

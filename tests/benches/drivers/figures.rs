@@ -62,8 +62,20 @@ impl Figures {
 
     pub(crate) fn add(&mut self, series: Series, figures: [Figure; 2]) -> Result<()> {
         self.lines.extend(figures.map(|figure| Line { series, figure }));
+        self.write()
+    }
+
+    fn write(&self) -> Result<()> {
         let text: Vec<String> = self.lines.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
         fs::write(self.folder.join("figures.jsonl"), text.join("\n") + "\n").context("keep the figures")
+    }
+
+    /// What was measured elsewhere, line by line as it is kept.
+    pub(crate) fn add_lines(&mut self, lines: &str) -> Result<()> {
+        for line in lines.lines() {
+            self.lines.push(serde_json::from_str(line)?);
+        }
+        self.write()
     }
 
     fn of(&self, driver: &str, series: Series, way: Way) -> &[u64] {

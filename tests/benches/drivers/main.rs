@@ -8,6 +8,7 @@
 //! | module | idea |
 //! |---|---|
 //! | `bed` | a storage with a volume and its twin |
+//! | `pools` | those whose kernel side this machine may lack: in a virtual machine |
 //! | `bare` | the bare operation of each storage |
 //! | `ours` | one snapshot by the service |
 //! | `figures` | raw figures, percentiles, the table |
@@ -16,6 +17,10 @@ mod bare;
 mod bed;
 mod figures;
 mod ours;
+mod pools;
+#[allow(dead_code, reason = "the contract's; it can do more than a benchmark wants")]
+#[path = "../../../host-proxy/tests/contract/csi/server.rs"]
+mod server;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -41,7 +46,7 @@ struct Options {
     #[arg(long, default_value_t = 1000)]
     thousand: usize,
     /// The storage drivers
-    #[arg(long, value_delimiter = ',', default_value = "reflink,btrfs,qemu,rbd")]
+    #[arg(long, value_delimiter = ',', default_value = "reflink,btrfs,qemu,rbd,csi,lvm-thin,zfs")]
     driver: Vec<Driver>,
     /// Where figures.jsonl and drivers.md are kept; figures of other drivers that are there stay
     #[arg(long, default_value = "../target/bench/drivers")]
@@ -58,6 +63,9 @@ enum Driver {
     Btrfs,
     Qemu,
     Rbd,
+    Csi,
+    LvmThin,
+    Zfs,
 }
 
 impl Driver {
@@ -67,6 +75,9 @@ impl Driver {
             Self::Btrfs => "btrfs",
             Self::Qemu => "qemu",
             Self::Rbd => "rbd",
+            Self::Csi => "csi",
+            Self::LvmThin => "lvm-thin",
+            Self::Zfs => "zfs",
         }
     }
 }
@@ -77,6 +88,10 @@ fn main() -> Result<()> {
     let mut figures = Figures::beside(&options.out, &options.driver)?;
     for driver in &options.driver {
         eprintln!("{}…", driver.as_str());
+        if let Some(lines) = pools::measured_within(*driver, options.runs, options.thousand)? {
+            figures.add_lines(&lines)?;
+            continue;
+        }
         let few = measure(*driver, &runtime, options.runs, Then::Removed);
         figures.add(Series::Few, few.with_context(|| format!("{} with few snapshots", driver.as_str()))?)?;
         let many = measure(*driver, &runtime, options.thousand, Then::Kept);

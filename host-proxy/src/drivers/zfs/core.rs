@@ -290,18 +290,18 @@ impl Cut {
         Ok(Self { snapshots, properties: Nvlist::texts(api, properties)?, names })
     }
 
+    /// Makes them, and waits as long as the kernel wants.
+    pub(super) fn make_here(&self) -> Result<(), DriverError> {
+        let api = api()?;
+        call(api, "make the snapshots", |told| {
+            // SAFETY: two lists of ours, and a place for a list, which becomes ours.
+            unsafe { (api.lzc_snapshot)(self.snapshots.raw(), self.properties.raw(), told) }
+        })
+    }
+
     /// Makes them: all of one instant, or none. Those that come after `limit` are removed when they come.
     pub(super) fn make(self, limit: Duration) -> Result<(), DriverError> {
-        let api = api()?;
-        let doing = "make the snapshots";
-        let work = move || {
-            let Self { names, snapshots, properties } = self;
-            let made = call(api, doing, |told| {
-                // SAFETY: two lists of ours, and a place for a list, which becomes ours.
-                unsafe { (api.lzc_snapshot)(snapshots.raw(), properties.raw(), told) }
-            });
-            (made, names)
-        };
+        let work = move || (self.make_here(), self.names);
         let late = |(made, names): (Result<(), DriverError>, BTreeSet<String>)| {
             if made.is_ok()
                 && let Err(error) = destroy(&names)
@@ -309,7 +309,7 @@ impl Cut {
                 tracing::error!("snapshots that came too late stay until reconcile: {error}");
             }
         };
-        limited(doing, limit, work, late)?.0
+        limited("make the snapshots", limit, work, late)?.0
     }
 }
 
