@@ -43,6 +43,8 @@ enum Stage {
     /// The lease ended; the guest may not know yet.
     Expired(Ticket),
     Cut(Box<CutOperation>),
+    /// The cut was concluded without the guest, which may not know yet.
+    Missed(Ticket),
 }
 
 /// Holds one conversation, from `Hello` to its end.
@@ -153,7 +155,7 @@ impl Session {
 
     fn wait_limit(&self) -> Duration {
         match &self.stage {
-            Stage::Idle | Stage::Expired(_) => IDLE_LIMIT,
+            Stage::Idle | Stage::Expired(_) | Stage::Missed(_) => IDLE_LIMIT,
             Stage::Prepared(operation) => operation.lease_left(),
             Stage::Cut(_) => CONCLUDE_LIMIT,
         }
@@ -162,15 +164,17 @@ impl Session {
     /// Nothing came in time. Whether the conversation goes on.
     async fn give_up_waiting(&mut self) -> bool {
         match std::mem::replace(&mut self.stage, Stage::Idle) {
-            Stage::Idle | Stage::Expired(_) => false,
+            Stage::Idle | Stage::Expired(_) | Stage::Missed(_) => false,
             Stage::Prepared(operation) => {
                 self.stage = Stage::Expired(operation.prepared().ticket);
                 operation.abandon().await;
                 true
             }
-            stage @ Stage::Cut(_) => {
-                self.stage = stage;
+            Stage::Cut(cut) => {
+                let ticket = cut.done().ticket;
+                self.stage = Stage::Cut(cut);
                 self.end().await;
+                self.stage = Stage::Missed(ticket);
                 true
             }
         }
@@ -179,7 +183,7 @@ impl Session {
     /// Leaves nothing half done.
     async fn end(&mut self) {
         match std::mem::replace(&mut self.stage, Stage::Idle) {
-            Stage::Idle | Stage::Expired(_) => {}
+            Stage::Idle | Stage::Expired(_) | Stage::Missed(_) => {}
             Stage::Prepared(operation) => operation.abandon().await,
             Stage::Cut(cut) => {
                 let began = Instant::now();
@@ -230,7 +234,7 @@ impl Session {
     }
 
     async fn prepare(&mut self, prepare: &Prepare) -> Answer {
-        if !matches!(self.stage, Stage::Idle | Stage::Expired(_)) {
+        if !matches!(self.stage, Stage::Idle | Stage::Expired(_) | Stage::Missed(_)) {
             return Err(out_of_order("a snapshot is under way in this conversation already"));
         }
         let began = Instant::now();
@@ -278,6 +282,16 @@ impl Session {
     ) -> Result<Answer, TransportError> {
         let cut = match std::mem::replace(&mut self.stage, Stage::Idle) {
             Stage::Cut(cut) if cut.has_ticket(conclude.ticket) => cut,
+            Stage::Missed(ticket) if ticket == conclude.ticket => {
+                return Ok(Err(WireError::new(
+                    ErrorCode::TimedOut,
+                    format!(
+                        "the host heard nothing for {} s after the cut, and concluded without a word of the freeze",
+                        CONCLUDE_LIMIT.as_secs()
+                    ),
+                )
+                .hint("hostsnap list shows whether it kept the snapshot, as worth a crash; else take it again")));
+            }
             stage => {
                 self.stage = stage;
                 return Ok(Err(out_of_order("there is nothing to conclude under this ticket")));

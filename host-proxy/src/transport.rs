@@ -2,6 +2,7 @@
 //! frame costs at most its bound in memory and its limit in time.
 
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use protocol::codec::CodecError;
@@ -9,6 +10,7 @@ use protocol::frame::{self, BadLength};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 /// A stream that a conversation can run over: AF_VSOCK or a Unix socket.
@@ -19,6 +21,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 /// How long the other side may take to send the rest of a frame that it began, or to make room for
 /// one of ours.
 pub const FRAME_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long is looked once more when the time is over.
+const LAST_LOOK: Duration = Duration::from_millis(100);
 
 /// Why no message came or went.
 #[derive(Debug, thiserror::Error)]
@@ -53,13 +58,23 @@ impl TransportError {
     }
 }
 
+/// As tokio's `timeout`. A service that was stopped itself, by a signal or with its machine, finds its time over before it
+/// has looked what came meanwhile: so it looks once more.
+async fn within<F: Future>(limit: Duration, wanted: F) -> Result<F::Output, Elapsed> {
+    let mut wanted = pin!(wanted);
+    match timeout(limit, &mut wanted).await {
+        Err(_) => timeout(LAST_LOOK, wanted).await,
+        done => done,
+    }
+}
+
 /// Waits at most `limit` for the next frame to begin, then reads it.
 pub async fn receive<M: Serialize + DeserializeOwned>(
     stream: &mut (impl AsyncRead + Unpin),
     limit: Duration,
 ) -> Result<M, TransportError> {
     let mut header = [0; frame::HEADER];
-    match timeout(limit, stream.read(&mut header[..1])).await {
+    match within(limit, stream.read(&mut header[..1])).await {
         Err(_) => return Err(TransportError::Silent(limit)),
         Ok(Ok(0)) => return Err(TransportError::Closed),
         Ok(Ok(_)) => {}
@@ -74,7 +89,7 @@ pub async fn receive<M: Serialize + DeserializeOwned>(
         stream.read_exact(&mut payload).await.map_err(TransportError::Io)?;
         Ok::<_, TransportError>(payload)
     };
-    let payload = timeout(FRAME_LIMIT, rest).await.map_err(|_| TransportError::Stalled)??;
+    let payload = within(FRAME_LIMIT, rest).await.map_err(|_| TransportError::Stalled)??;
     Ok(frame::decode(&payload)?)
 }
 
@@ -88,7 +103,7 @@ pub async fn send<M: Serialize>(
         stream.write_all(&bytes).await?;
         stream.flush().await
     };
-    timeout(FRAME_LIMIT, write).await.map_err(|_| TransportError::Stalled)?.map_err(TransportError::Io)
+    within(FRAME_LIMIT, write).await.map_err(|_| TransportError::Stalled)?.map_err(TransportError::Io)
 }
 
 #[cfg(test)]

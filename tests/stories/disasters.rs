@@ -42,18 +42,16 @@ fn all_of(scene: &Scene, steps: &[Step]) {
     println!("exit code, and how long an application waited at most:\n{:<18}{head}", "");
     let mut wrong = Vec::new();
     for disaster in Disaster::ALL {
-        // It takes its minute: once is enough.
-        if disaster == Disaster::HostIsAway && scene.frozen == Frozen::Data {
-            continue;
-        }
         if disaster == Disaster::LeasePasses {
             scene.shorten_the_lease(HOST_LEASE);
         }
         let mut row = format!("{:<18}", format!("{disaster:?}"));
         for step in steps {
-            let text = expected(disaster, *step).map_or(Ok("-".to_owned()), |expected| {
-                Cell { scene, disaster, step: *step, expected }.rehearse()
-            });
+            let text = expected(disaster, *step)
+                .filter(|_| is_worth_it(disaster, *step, scene.frozen))
+                .map_or(Ok("-".to_owned()), |expected| {
+                    Cell { scene, disaster, step: *step, expected }.rehearse()
+                });
             row += &format!("{:>12}", text.as_deref().unwrap_or("WRONG"));
             if let Err(found) = text {
                 wrong.push(format!("{disaster:?} after {}:\n  {}", step.name(), found.join("\n  ")));
@@ -62,4 +60,13 @@ fn all_of(scene: &Scene, steps: &[Step]) {
         println!("{row}");
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// `HOSTSNAP_DISASTER` names the only one to be rehearsed, after every step. Without it, a host that is away, which takes its
+/// minute each time, is rehearsed once: a shorter stall after every step is another row.
+fn is_worth_it(disaster: Disaster, step: Step, frozen: Frozen) -> bool {
+    match std::env::var("HOSTSNAP_DISASTER") {
+        Ok(only) => only == format!("{disaster:?}"),
+        Err(_) => disaster != Disaster::HostIsAway || (step, frozen) == (Step::Frozen, Frozen::RootToo),
+    }
 }

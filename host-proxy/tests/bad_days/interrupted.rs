@@ -7,6 +7,7 @@ use protocol::message::{Reply, Request};
 use protocol::{BootId, Consistency, ErrorCode, RequestId};
 use rustix::process::Signal;
 
+use super::guest::hello;
 use super::stage::{Guest, LIMIT, Stage, conclude, cut, id_of, request};
 
 /// After which message it ends.
@@ -193,4 +194,24 @@ fn a_connection_too_many_is_turned_away_and_the_others_go_on() {
     }
     guests.pop();
     wait_until("there is room again", LIMIT, || stage.connect().let_in());
+}
+
+/// The disasters' matrix lost a snapshot so: a host that was away for a minute after the cut came back, found that the guest
+/// had been silent for as long as it may be, and did not look what it had said meanwhile.
+#[test]
+fn what_a_guest_said_while_the_service_itself_was_stopped_is_heard() {
+    let stage = Stage::set();
+    let mut guests: Vec<_> = (0..6).map(|_| stage.connect()).collect();
+    // Accepted in their order: whoever was before this one is being listened to.
+    drop(stage.greeted());
+    stage.signal(Signal::STOP);
+    for guest in &mut guests {
+        guest.send(&hello(None));
+    }
+    // Longer than a guest may be silent after it has connected.
+    std::thread::sleep(std::time::Duration::from_millis(5500));
+    stage.signal(Signal::CONT);
+    for guest in &mut guests {
+        assert!(matches!(guest.hears(), Some(Reply::Hello(_))));
+    }
 }

@@ -8,4 +8,5 @@ mod expiry;
 mod guest;
 mod locks;
 mod order;
+mod silence;
 mod stage;

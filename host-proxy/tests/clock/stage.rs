@@ -20,7 +20,7 @@ use protocol::{Consistency, ErrorCode, SnapshotId, SnapshotRecord, Ticket, WireE
 
 use super::guest::{conclude, request_for};
 
-const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
+pub(crate) const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
 pub(crate) const SECOND: u64 = 1000;
 pub(crate) const HOUR: u64 = 3600 * SECOND;
 pub(crate) const DAY: u64 = 24 * HOUR;

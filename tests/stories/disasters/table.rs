@@ -185,16 +185,13 @@ pub(crate) fn expected(disaster: Disaster, step: Step) -> Option<Expected> {
             _ => return None,
         },
         Disaster::HostKilled => DONE,
-        Disaster::HostStalls => match step {
+        // The command gives up before the host is back.
+        Disaster::HostIsAway if step == Step::Resolved => dies(&[9], "no answer in time", false),
+        Disaster::HostStalls | Disaster::HostIsAway => match step {
             Step::Prepared | Step::Quiesced | Step::Flushed | Step::Armed | Step::Frozen => NOT_HELD,
             // It may have answered already.
             Step::CutSent => Expected { codes: &[0, 7], word: "", kept: Kept::IfDone },
             _ => DONE,
-        },
-        // Once is enough: it takes its minute.
-        Disaster::HostIsAway => match step {
-            Step::Frozen => NOT_HELD,
-            _ => return None,
         },
         Disaster::LinkCut => match step {
             // A host that was never there is not waited for. A vsock device may not tell that it is gone.
