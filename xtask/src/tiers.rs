@@ -1,9 +1,15 @@
 //! The tests in their tiers, and the count of all of them. The last line is `N passed, N failed`.
+//!
+//! The stories leave a good part of two processors idle: the other tiers run beside them, and give way to them.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use rustix::process::setpriority_process;
 
 use crate::setup::Zfs;
 use crate::{fuzz, setup};
@@ -11,13 +17,22 @@ use crate::{fuzz, setup};
 /// What the names of tests hold that need ZFS in their guest.
 const ZFS_TESTS: &[&str] = &["zfs_keeps_the_contract", "zfs_faults::", "by_zfs_"];
 
+/// nice(2): a process that has this much gets what others leave.
+const GIVES_WAY: i32 = 19;
+
 /// What was counted.
 #[derive(Default)]
 struct Count {
     passed: u64,
     failed: u64,
     ignored: u64,
-    /// Tests whose names hold one of these can't be run here: they are skipped, and counted as that.
+}
+
+/// Which tests.
+#[derive(Clone, Copy)]
+struct Tests<'a> {
+    filter: Option<&'a str>,
+    /// Those whose names hold one of these can't be run here: they are skipped, and counted as that.
     left_out: &'static [&'static str],
 }
 
@@ -28,28 +43,18 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
         Zfs::Ready => &[],
         Zfs::Absent(_) => ZFS_TESTS,
     };
-    let mut count = Count { left_out, ..Count::default() };
-    if filter.is_none() {
-        count.step("formatting", setup::cargo(&["fmt", "--all", "--check"], &[]));
-        let lints = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
-        count.step("lints", setup::cargo(&lints, &[]));
-    }
-    // Tiers 0, 1 and 3: units, properties, golden bytes; conversations; drivers on real storage.
-    println!("# tiers 0, 1 and 3");
-    count.tests(&["--workspace", "--exclude", "tests"], filter, None)?;
-    count.tests(&["-p", "tests", "--lib"], filter, None)?;
-    if filter.is_none() {
-        println!("# tier 2: fuzz targets");
-        count.step("build the fuzz targets", fuzz::build());
-        for target in fuzz::TARGETS {
-            count.step(target, fuzz::run(target));
-        }
-    }
-    // Tier 4: one virtual machine at a time fits into two processors.
-    println!("# tier 4: stories in virtual machines");
-    count.tests(&["-p", "tests", "--test", "stories"], filter, Some("1"))?;
+    let tests = Tests { filter, left_out };
+    let count = thread::scope(|scope| {
+        let (begun, begins) = mpsc::channel();
+        let stories = scope.spawn(move || stories(tests, begun));
+        // Two cargos build one after the other; an error means that the stories have ended already.
+        let _ = begins.recv();
+        let others = beside(tests)?;
+        let stories = stories.join().expect("it does not panic")?;
+        anyhow::Ok(others.and(&stories))
+    })?;
     zfs.say();
-    let Count { passed, failed, ignored, .. } = count;
+    let Count { passed, failed, ignored } = count;
     if ignored > 0 {
         println!("{ignored} skipped");
     }
@@ -60,7 +65,71 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// Tier 4. Says when its programs are built.
+fn stories(tests: Tests<'_>, begun: mpsc::Sender<()>) -> Result<Count> {
+    let mut count = Count::default();
+    let began = Instant::now();
+    let mut since = began;
+    // One at a time: beside the other tiers, more would fall short of their time limits.
+    count.tests(tests, &["-p", "tests", "--test", "stories"], &["--test-threads", "1"], |line| {
+        let _ = begun.send(());
+        if line.starts_with("test ") && !line.starts_with("test result") {
+            println!("{line} ({} s)", since.elapsed().as_secs());
+            since = Instant::now();
+        } else {
+            println!("{line}");
+        }
+    })?;
+    println!("# tier 4, stories in virtual machines: {} s", began.elapsed().as_secs());
+    Ok(count)
+}
+
+/// Everything else.
+fn beside(tests: Tests<'_>) -> Result<Count> {
+    // Of this thread, and of all that it starts.
+    setpriority_process(None, GIVES_WAY).context("give way to the stories")?;
+    let mut count = Count::default();
+    let mut began = Instant::now();
+    let mut say = |what: &str| {
+        println!("# {what}: {} s", began.elapsed().as_secs());
+        began = Instant::now();
+    };
+    // A program's lines are shown together when it ends, so that nothing comes between them.
+    let mut lines = String::new();
+    let mut gather = |line: &str| {
+        lines.extend([line, "\n"]);
+        if line.starts_with("test result: ") {
+            print!("{}", std::mem::take(&mut lines));
+        }
+    };
+    count.tests(tests, &["--workspace", "--exclude", "tests"], &[], &mut gather)?;
+    count.tests(tests, &["-p", "tests", "--lib"], &[], &mut gather)?;
+    // Of one that died.
+    print!("{lines}");
+    say("tiers 0, 1 and 3");
+    if tests.filter.is_none() {
+        count.step("formatting", setup::cargo(&["fmt", "--all", "--check"], &[]));
+        let lints = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+        count.step("lints", setup::cargo(&lints, &[]));
+        say("formatting and lints");
+        count.step("build the fuzz targets", fuzz::build());
+        for target in fuzz::TARGETS {
+            count.step(target, fuzz::run(target));
+        }
+        say("tier 2, fuzz targets");
+    }
+    Ok(count)
+}
+
 impl Count {
+    fn and(self, other: &Self) -> Self {
+        Self {
+            passed: self.passed + other.passed,
+            failed: self.failed + other.failed,
+            ignored: self.ignored + other.ignored,
+        }
+    }
+
     fn step(&mut self, what: &str, result: Result<()>) {
         match result {
             Ok(()) => self.passed += 1,
@@ -72,17 +141,22 @@ impl Count {
     }
 
     /// Runs libtest's programs and adds up what they say.
-    fn tests(&mut self, which: &[&str], filter: Option<&str>, threads: Option<&str>) -> Result<()> {
+    fn tests(
+        &mut self,
+        Tests { filter, left_out }: Tests<'_>,
+        which: &[&str],
+        how: &[&str],
+        mut show: impl FnMut(&str),
+    ) -> Result<()> {
         let mut command = Command::new(env!("CARGO"));
         command.args(["test", "--no-fail-fast"]).args(which).args(filter).current_dir(setup::root());
-        command.arg("--").args(threads.iter().flat_map(|threads| ["--test-threads", threads]));
-        command.args(self.left_out.iter().flat_map(|name| ["--skip", name]));
+        command.arg("--").args(how).args(left_out.iter().flat_map(|name| ["--skip", name]));
         let mut child = command.stdout(Stdio::piped()).spawn().context("run cargo test")?;
         let output = child.stdout.take().expect("it is piped");
         let before = self.failed;
         for line in BufReader::new(output).lines() {
             let line = line?;
-            println!("{line}");
+            show(&line);
             self.add(&line, filter);
         }
         let status = child.wait()?;
