@@ -8,6 +8,7 @@ mod asking;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use asking::request_for;
@@ -29,43 +30,60 @@ use protocol::{Consistency, SnapshotRecord};
 
 const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
 
-struct Shared(Reflink);
+/// A store that says whether it is shared, and counts how often it was listed.
+struct Told {
+    inner: Reflink,
+    is_shared: bool,
+    listed: Arc<AtomicUsize>,
+}
 
-impl Driver for Shared {
+impl Told {
+    fn new(folder: &Path, is_shared: bool) -> Self {
+        Self { inner: Reflink::new(folder.to_owned()).unwrap(), is_shared, listed: Arc::default() }
+    }
+}
+
+impl Driver for Told {
     fn name(&self) -> &'static str {
-        self.0.name()
+        self.inner.name()
     }
     fn is_shared(&self) -> bool {
-        true
+        self.is_shared
     }
     fn check(&self, volume: &Volume) -> Result<VolumeFacts, DriverError> {
-        self.0.check(volume)
+        self.inner.check(volume)
     }
     fn read_head(&self, volume: &Volume, len: usize) -> Result<Vec<u8>, DriverError> {
-        self.0.read_head(volume, len)
+        self.inner.read_head(volume, len)
     }
     fn free_bytes(&self) -> Result<u64, DriverError> {
-        self.0.free_bytes()
+        self.inner.free_bytes()
     }
     fn prepare(&self, plan: &Plan, deadline: Instant) -> Result<Box<dyn Ready>, DriverError> {
-        self.0.prepare(plan, deadline)
+        self.inner.prepare(plan, deadline)
     }
     fn list(&self) -> Result<Vec<Found>, DriverError> {
-        self.0.list()
+        self.listed.fetch_add(1, SeqCst);
+        self.inner.list()
     }
     fn recover(&self, owner: Owner, volumes: &[Volume]) -> Result<Recovered, DriverError> {
-        self.0.recover(owner, volumes)
+        self.inner.recover(owner, volumes)
     }
     fn delete(&self, owner: Owner) -> Result<Deleted, DriverError> {
-        self.0.delete(owner)
+        self.inner.delete(owner)
     }
     fn rewrite(&self, owner: Owner, manifest: &[u8]) -> Result<(), DriverError> {
-        self.0.rewrite(owner, manifest)
+        self.inner.rewrite(owner, manifest)
     }
 }
 
 /// A host; `vm` is whether the machine may come in here.
 fn host(folder: &Path, fs: &LoopFs, vm: bool) -> Arc<Service> {
+    host_with(folder, fs, vm, None)
+}
+
+/// As `host`, with one more store, of its own, in this folder.
+fn host_with(folder: &Path, fs: &LoopFs, vm: bool, own: Option<(&Path, Told)>) -> Arc<Service> {
     let mut text = format!(
         "[service]\nlisten_vsock = false\nstate_dir = \"{0}\"\ncontrol_socket = \"{0}/control\"\n\
          [[store]]\nname = \"s\"\ndriver = \"reflink\"\npath = \"{1}\"\nmin_free = \"1MiB\"\n",
@@ -80,9 +98,17 @@ fn host(folder: &Path, fs: &LoopFs, vm: bool) -> Arc<Service> {
             fs.path().display()
         );
     }
+    let driver: Box<dyn Driver> = Box::new(Told::new(&fs.path(), true));
+    let mut drivers = BTreeMap::from([("s".to_owned(), driver)]);
+    if let Some((path, own)) = own {
+        text += &format!(
+            "[[store]]\nname = \"own\"\ndriver = \"reflink\"\npath = \"{}\"\nmin_free = \"1MiB\"\n",
+            path.display()
+        );
+        drivers.insert("own".to_owned(), Box::new(own));
+    }
     let config = Config::parse(&text, Path::new("test.toml")).unwrap();
-    let driver: Box<dyn Driver> = Box::new(Shared(Reflink::new(fs.path()).unwrap()));
-    let world = World::with_drivers(config, BTreeMap::from([("s".to_owned(), driver)]));
+    let world = World::with_drivers(config, drivers);
     let catalog = Catalog::open(&folder.join("catalog.sqlite")).unwrap();
     Service::new(world, catalog, Audit::open(folder).unwrap())
 }
@@ -129,6 +155,23 @@ async fn what_one_host_made_another_lists_repeats_and_deletes_and_the_first_forg
     assert_eq!(report.removed, [made.id], "{report:?}");
     assert!(report.lost.is_empty(), "the storage lost nothing: {report:?}");
     assert_eq!(listed(&first).await, []);
+}
+
+/// Each list of a guest's made the service list its other stores too, every five seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn to_learn_what_other_hosts_did_no_store_is_asked_that_only_this_host_uses() {
+    let (fs, other) = (LoopFs::new(Fs::Xfs, 400), LoopFs::new(Fs::Xfs, 400));
+    std::fs::write(fs.path().join("data.img"), vec![7; 1 << 20]).unwrap();
+    let [one, two] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let own = Told::new(&other.path(), false);
+    let own_was_listed = Arc::clone(&own.listed);
+    let first = host(one.path(), &fs, true);
+    let second = host_with(two.path(), &fs, true, Some((&other.path(), own)));
+    take(&first, &request()).await;
+    second.freshen().await;
+    assert_eq!((listed(&second).await.len(), own_was_listed.load(SeqCst)), (1, 0));
+    second.reconcile().await.unwrap();
+    assert_eq!((listed(&second).await.len(), own_was_listed.load(SeqCst)), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -55,6 +55,14 @@ impl Report {
     }
 }
 
+/// Which stores are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    All,
+    /// Those that other hosts use too.
+    Shared,
+}
+
 /// What one store keeps of a snapshot.
 type StoreVolumes = (Arc<Store>, Vec<Volume>);
 
@@ -78,16 +86,28 @@ impl Service {
 
     /// Compares the catalog with the storage.
     pub(super) async fn reconcile_storage(self: &Arc<Self>) -> Result<Report, WireError> {
+        self.compare(Which::All).await
+    }
+
+    /// Compares only what may have changed without us: stores that other hosts use too, and what is all in them.
+    pub(super) async fn reconcile_shared(self: &Arc<Self>) -> Result<Report, WireError> {
+        self.compare(Which::Shared).await
+    }
+
+    async fn compare(self: &Arc<Self>, which: Which) -> Result<Report, WireError> {
         let mut report = Report::default();
         // In this order: what is finished while the storage is listed must not be missed in the list.
         let entries = self.catalog(|catalog| catalog.all()).await?;
-        let inventory = self.inventory(&mut report).await;
+        let inventory = self.inventory_of(which, &mut report).await;
         let known: BTreeSet<SnapshotId> = entries.iter().map(|entry| entry.record.id).collect();
         for entry in entries {
-            self.reconcile_entry(entry, &inventory, &mut report).await;
+            if which == Which::All || self.is_shared(&entry.record) {
+                self.reconcile_entry(entry, &inventory, &mut report).await;
+            }
         }
         for (id, parts) in &inventory.found {
-            if !known.contains(id) {
+            // Whether a part that is in no shared store is missing is for the whole comparison to say.
+            if !known.contains(id) && (which == Which::All || is_all_of_it(parts)) {
                 self.adopt(*id, parts, inventory.complete, &mut report).await;
             }
         }
@@ -112,8 +132,13 @@ impl Service {
     }
 
     pub(super) async fn inventory(&self, report: &mut Report) -> Inventory {
+        self.inventory_of(Which::All, report).await
+    }
+
+    async fn inventory_of(&self, which: Which, report: &mut Report) -> Inventory {
         let mut inventory = Inventory { found: BTreeMap::new(), complete: true };
-        for store in self.world().stores() {
+        let world = self.world();
+        for store in world.stores().filter(|store| which == Which::All || store.driver.is_shared()) {
             let used = Arc::clone(store);
             let doing = format!("list the snapshots in the store {}", store.config.name);
             match self.workers.bounded(&doing, STORE_LIMIT, move || used.driver.list(), drop).await {
@@ -387,6 +412,11 @@ impl Service {
             Err(error) => report.problems.push(format!("{id}: {}", error.message)),
         }
     }
+}
+
+/// Whether no store that has a part of it is missing here.
+fn is_all_of_it(parts: &[(Arc<Store>, Found)]) -> bool {
+    read_manifest(parts).is_ok_and(|(_, stores)| parts.len() >= stores)
 }
 
 /// Whether every part is whole, and none is missing.

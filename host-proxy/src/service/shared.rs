@@ -38,7 +38,7 @@ impl Service {
         }
         let service = Arc::clone(self);
         // What goes wrong is logged there, and is no reason not to answer.
-        let looking = tokio::spawn(async move { service.reconcile_storage().await.map(|_| ()) });
+        let looking = tokio::spawn(async move { service.reconcile_shared().await.map(|_| ()) });
         if tokio::time::timeout(LIMIT, looking).await.is_err() {
             tracing::warn!("a shared store does not answer in time: other hosts' snapshots may be missing");
         }
@@ -47,10 +47,16 @@ impl Service {
     /// Whether all of a snapshot is where other hosts can remove it.
     pub(super) fn is_shared(&self, record: &SnapshotRecord) -> bool {
         let world = self.world();
-        let shared = world.stores().filter(|store| store.driver.is_shared());
-        let names: Vec<&str> = shared.map(|store| store.driver.name()).collect();
+        let names = |shared| {
+            let of_this_kind = world.stores().filter(move |store| store.driver.is_shared() == shared);
+            of_this_kind.map(|store| store.driver.name()).collect::<Vec<_>>()
+        };
+        let (shared, own) = (names(true), names(false));
+        let of_shared = |disk: &DiskRecord| {
+            let name = disk.driver.as_str();
+            shared.contains(&name) && !own.contains(&name)
+        };
         // All of none is not all.
-        let of_shared = |disk: &DiskRecord| names.contains(&disk.driver.as_str());
         !record.disks.is_empty() && record.disks.iter().all(of_shared)
     }
 }
