@@ -12,6 +12,7 @@
 //! | `read` | disks, lists, single snapshots |
 //! | `attach` | a snapshot's disks in the machine that it is of |
 //! | `delete` | removal on demand and when a snapshot's time is over |
+//! | `overdue` | snapshots that stay although their time is over |
 //! | `lock` | what nobody may delete until a date |
 //! | `forget` | failed snapshots that were shown for long enough |
 //! | `clock` | the wall clock, and whether it can be believed |
@@ -33,6 +34,7 @@ mod in_flight;
 mod lock;
 mod manifest;
 mod operation;
+mod overdue;
 mod read;
 mod reconcile;
 mod settle;
@@ -59,6 +61,7 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::world::World;
 use attach::Turns;
 use in_flight::InFlight;
+use overdue::Overdue;
 use shared::Freshness;
 
 /// How many snapshots may be between prepared and settled-in-the-foreground at once, over all
@@ -79,6 +82,7 @@ pub struct Service {
     beginning: tokio::sync::Mutex<()>,
     freshness: Freshness,
     turns: Turns,
+    overdue: Overdue,
 }
 
 impl Service {
@@ -102,6 +106,7 @@ impl Service {
             beginning: tokio::sync::Mutex::new(()),
             freshness: Freshness::default(),
             turns: Turns::default(),
+            overdue: Overdue::default(),
         })
     }
 

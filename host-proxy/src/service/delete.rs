@@ -73,6 +73,7 @@ impl Service {
         let Seen { now, elapsed, is_steady } = self.clock.look();
         let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
         let Ok(entries) = self.catalog(move |catalog| catalog.ending(elapsed_ms, now)).await else { return };
+        self.overdue.forget_others(entries.iter().map(|(entry, _)| entry.record.id));
         for (entry, kept_ms) in entries.into_iter().filter(|_| is_steady) {
             let Some(allowed) = policy::expire(&entry.record, now, kept_ms) else { continue };
             let id = entry.record.id;
@@ -80,9 +81,11 @@ impl Service {
                 Ok(_) => {
                     tracing::info!(vm = %entry.record.vm, "removed the snapshot {id}: its time was over")
                 }
-                Err(error) => {
+                // It is asked once a minute: what keeps an attached one is no news the next time.
+                Err(error) if self.overdue.is_news(id, error.code) => {
                     tracing::warn!("the snapshot {id}, whose time is over, stays: {}", error.message)
                 }
+                Err(_) => {}
             }
         }
     }
