@@ -47,6 +47,9 @@ use crate::exec::Tool;
 /// How long a pool may take to write down what is dirty, before the freeze.
 const SYNC_LIMIT: Duration = Duration::from_secs(40);
 
+/// How long udev may take to let go of a volume that nobody reads any more.
+const LET_GO_LIMIT: Duration = Duration::from_secs(5);
+
 /// Snapshots of datasets.
 pub struct Zfs {
     store: Store,
@@ -264,6 +267,21 @@ impl Driver for Zfs {
     }
 }
 
+impl Zfs {
+    /// udev may look at a volume's device for a moment after its last reader.
+    fn remove_clone_soon(&self, clone: &str) -> Result<(), DriverError> {
+        let deadline = Instant::now() + LET_GO_LIMIT;
+        loop {
+            match remove::remove_clone(&self.store, clone) {
+                Err(error) if error.kind == Kind::Busy && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                removed => return removed,
+            }
+        }
+    }
+}
+
 impl Expose for Zfs {
     fn expose(&self, owner: Owner, volume: &DiskSerial) -> Result<Exposed, DriverError> {
         let held = inventory::one(&self.store, owner)?;
@@ -291,6 +309,18 @@ impl Expose for Zfs {
             }
         };
         Ok(Exposed::Path { path, format: Format::Raw })
+    }
+
+    fn conceal(&self, owner: Owner, volume: &DiskSerial) -> Result<(), DriverError> {
+        let held = inventory::one(&self.store, owner)?;
+        let parts = held.record.iter().flat_map(|record| record.parts.iter().enumerate());
+        for (index, _) in parts.filter(|(_, part)| part.serial == *volume) {
+            let clone = names::clone(&self.store.dataset, owner.snapshot, index);
+            if held.snapshots.iter().any(|snapshot| snapshot.clones.contains(&clone)) {
+                self.remove_clone_soon(&clone)?;
+            }
+        }
+        Ok(())
     }
 }
 

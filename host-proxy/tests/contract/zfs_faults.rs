@@ -122,6 +122,11 @@ fn what_is_no_volume_of_the_store_is_refused(bench: &Tank) {
         assert!(error.to_string().contains(words), "{error}");
         assert!(driver.prepare(&plan(owner(), &[volume]), soon()).is_err());
     }
+    // The clone was made to show it, and goes when nobody reads it any more.
+    let is_shown = || bench.names().iter().any(|name| name.contains("hostsnap.") && !name.contains('@'));
+    assert!(is_shown(), "{:?}", bench.names());
+    driver.expose().unwrap().conceal(whole, &bench.volumes()[0].serial).unwrap();
+    assert!(!is_shown(), "{:?}", bench.names());
     delete(bench, whole);
     for absent in ["hostsnap-no-such-pool/vms".to_owned(), format!("{}/absent", bench.pool())] {
         let nowhere = host_proxy::drivers::zfs::Zfs::new(absent.parse().unwrap()).unwrap();

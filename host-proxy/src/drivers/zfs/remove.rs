@@ -38,7 +38,7 @@ fn remove_snapshots(store: &Store, owner: Owner, held: &Held) -> Result<(), Driv
     let is_held = refuse_others_holds(store, owner, &names)?;
     // Ours, made to show it. One that is in use stays, and so does the snapshot.
     for clone in of_others {
-        store.change(&format!("remove the clone {clone}"), &["destroy", clone])?;
+        remove_clone(store, clone)?;
     }
     if is_held {
         core::release(&names)?;
@@ -47,6 +47,11 @@ fn remove_snapshots(store: &Store, owner: Owner, held: &Held) -> Result<(), Driv
         let held_again = if is_held { core::hold(&names) } else { Ok(()) };
         error.after_undo(held_again)
     })
+}
+
+/// Removes a clone that was made to show a snapshot. `Busy` while somebody reads it.
+pub(super) fn remove_clone(store: &Store, clone: &str) -> Result<(), DriverError> {
+    store.change(&format!("remove the clone {clone}"), &["destroy", clone])
 }
 
 /// Whether we hold it. `Busy` if somebody else does.
