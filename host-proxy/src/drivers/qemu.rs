@@ -344,15 +344,24 @@ impl Set {
     }
 
     fn release(&mut self) -> Result<(), DriverError> {
-        let held = self.qmp.take();
-        let mut qmp = match held.map_or_else(|| Qmp::connect(&self.monitor, LIMIT), Ok) {
-            Ok(qmp) => qmp,
-            Err(error) if error.is_gone() => return Ok(()),
-            Err(error) => return Err(of_qmp(format!("talk to QEMU at {}", self.monitor.display()), error)),
-        };
-        match job::release(&mut qmp, &self.names()) {
-            Err(error) if error.is_gone() => Ok(()),
-            released => released.map_err(|error| of_qmp("take the copies back from QEMU".to_owned(), error)),
+        let mut held = self.qmp.take();
+        loop {
+            let was_held = held.is_some();
+            let mut qmp = match held.take().map_or_else(|| Qmp::connect(&self.monitor, LIMIT), Ok) {
+                Ok(qmp) => qmp,
+                Err(error) if error.is_gone() => return Ok(()),
+                Err(error) => {
+                    return Err(of_qmp(format!("talk to QEMU at {}", self.monitor.display()), error));
+                }
+            };
+            match job::release(&mut qmp, &self.names()) {
+                // QEMU is gone, or only this connection: a new one tells.
+                Err(QmpError::Io(_)) if was_held => {}
+                released => {
+                    return released
+                        .map_err(|error| of_qmp("take the copies back from QEMU".to_owned(), error));
+                }
+            }
         }
     }
 }

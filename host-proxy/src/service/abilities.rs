@@ -35,7 +35,7 @@ impl Service {
             let driver = store.driver.as_ref();
             disks.push(DiskAbilities {
                 serial: disk.serial.clone(),
-                abilities: words(driver).try_into().expect("there are no more abilities than fit"),
+                abilities: words(driver, vm).try_into().expect("there are no more abilities than fit"),
                 limits: Line::lossy(driver.limits()),
                 free_bytes: rooms.get(&disk.store).copied().flatten(),
                 floor_bytes: store.config.min_free,
@@ -45,7 +45,9 @@ impl Service {
     }
 }
 
-fn words(driver: &dyn Driver) -> Vec<protocol::text::Name> {
-    let words = driver.abilities().words().into_iter();
+fn words(driver: &dyn Driver, vm: &Vm) -> Vec<protocol::text::Name> {
+    // It takes both: a driver that shows a snapshot, and a machine that takes another disk.
+    let attach = (driver.expose().is_some() && vm.qmp.is_some()).then_some("attach");
+    let words = driver.abilities().words().into_iter().chain(attach);
     words.map(|word| word.parse().expect("an ability is a valid name")).collect()
 }

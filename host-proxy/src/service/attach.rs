@@ -30,6 +30,8 @@ use crate::policy::{self, Allowed, Asker, Attach, Detach};
 use crate::world::Store;
 use work::Work;
 
+pub(super) use work::TooShort;
+
 /// How long the host may take to plug one disk in.
 const PLUG_LIMIT: Duration = Duration::from_secs(60);
 /// How long a guest may take to release its disks. PCIe hot plug waits five seconds by itself.
@@ -119,6 +121,18 @@ impl Service {
                  [[vm]] qmp = \"/run/vm/NAME.qmp\"",
             )
         })?;
+        if !self.can_show(disk) {
+            return Err(WireError::new(
+                ErrorCode::Unsupported,
+                format!(
+                    "the disk {} can't be attached from a snapshot: the driver {} can't show one on the host",
+                    disk.serial, disk.driver
+                ),
+            )
+            .hint(
+                "hostsnap disks says which disks can be attached; the host's administrator restores from it",
+            ));
+        }
         let clone = match access {
             Access::ReadOnly => None,
             Access::Writable => Some(self.folder_of_clones(vm, disk).join(format!("{name}.qcow2"))),
@@ -136,6 +150,14 @@ impl Service {
             monitor,
             clone,
         })
+    }
+
+    /// Where no store of its driver is configured any more, the search for it says so.
+    fn can_show(&self, disk: &DiskRecord) -> bool {
+        let world = self.world();
+        let mut of_driver =
+            world.stores().filter(|store| store.driver.name() == disk.driver.as_str()).peekable();
+        of_driver.peek().is_none() || of_driver.any(|store| store.driver.expose().is_some())
     }
 
     async fn has_room_for_clones(&self, vm: &Vm, new: &[Attached]) -> Result<(), WireError> {

@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 use protocol::{ErrorCode, WireError};
 
+use super::attach::TooShort;
 use crate::catalog::CatalogError;
 use crate::drivers::{DriverError, Kind};
 use crate::vmm::plug::PlugError;
@@ -43,7 +44,14 @@ const RECONCILE: &str = "the host's administrator runs hostsnapd reconcile";
 /// As [`of_driver`], for what is plugged into a machine or taken out of it.
 pub(super) fn of_attaching(vm: &str, doing: &str, error: &DriverError) -> WireError {
     let plug = error.source.as_ref().and_then(|source| source.downcast_ref::<PlugError>());
+    let too_short = error.source.as_ref().and_then(|source| source.downcast_ref::<TooShort>());
     let (code, text, hint) = match plug {
+        _ if too_short.is_some() => (
+            ErrorCode::StorageFailed,
+            "the snapshot is damaged: what the host's storage has of it is shorter than the disk was"
+                .to_owned(),
+            "use another one (hostsnap list); the host's log says which file it is: journalctl -u hostsnapd",
+        ),
         Some(PlugError::NoPort(_)) => (
             ErrorCode::Unsupported,
             format!("no port of {vm} is free for another disk"),

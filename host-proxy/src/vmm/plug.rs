@@ -20,6 +20,9 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// How long QEMU may take to let go of a node whose device is gone.
 const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 const POLL_EVERY: Duration = Duration::from_millis(20);
+/// What a SCSI disk of ours says that it is: `packaging/udev/10-hostsnap.rules` knows it by that, since udev can't read the
+/// page that its serial is in.
+const SCSI_PRODUCT: &str = "hostsnap";
 
 /// What a disk shows.
 pub enum Content {
@@ -185,6 +188,9 @@ fn device(name: &str, port: &Port) -> Value {
     });
     if let Some(bus) = port.bus() {
         device["bus"] = json!(bus);
+    }
+    if let Port::Scsi(_) = port {
+        device["product"] = json!(SCSI_PRODUCT);
     }
     device
 }

@@ -159,6 +159,11 @@ impl Machine {
         fs::read_dir(folder).map_or(0, Iterator::count)
     }
 
+    /// What the storage has of the snapshot.
+    pub(crate) fn image(&self) -> PathBuf {
+        self.store.path().join(".hostsnap").join(UUID).join(self.id.to_string()).join("data.img")
+    }
+
     pub(crate) fn state(&self) -> PathBuf {
         self.at("state")
     }

@@ -6,11 +6,15 @@
 //! | `machine` | a QEMU, a service with one snapshot of its disk, and what both know |
 //! | `ports` | where a disk goes, and where it does not |
 //! | `trouble` | a guest that does not let go, a QEMU that does not answer, a lost catalog |
+//! | `cut` | a connection to QEMU that breaks after each command |
+//! | `damaged` | a snapshot of which the storage lost something |
 //! | `kills` | the service killed before each call by which it changes anything |
 
 #[allow(dead_code)]
 #[path = "../every_call/calls.rs"]
 mod calls;
+mod cut;
+mod damaged;
 #[allow(dead_code)]
 #[path = "../common/guest.rs"]
 mod guest;

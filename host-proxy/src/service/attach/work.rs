@@ -3,7 +3,7 @@
 //! as need be.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +25,14 @@ pub(super) const CLONES: &str = "clones";
 const GREET_LIMIT: Duration = Duration::from_secs(5);
 /// How long `qemu-img` may take to make an empty image.
 const IMAGE_LIMIT: Duration = Duration::from_secs(20);
+
+/// What was kept of a disk is less than the disk.
+#[derive(Debug, thiserror::Error)]
+#[error("it has {is_bytes} bytes, and the disk had {was_bytes}: the snapshot is damaged")]
+pub(in crate::service) struct TooShort {
+    is_bytes: u64,
+    was_bytes: u64,
+}
 
 /// One attachment, to be made or undone.
 pub(super) struct Work {
@@ -51,6 +59,7 @@ impl Work {
             Exposed::Path { path, format } => {
                 let file = File::open(&path)
                     .map_err(|error| DriverError::io(format!("open {}", path.display()), error))?;
+                self.refuse_what_is_too_short(&file, &path)?;
                 let layout = match format {
                     Format::Raw => "raw",
                     Format::Qcow2 => "qcow2",
@@ -68,6 +77,18 @@ impl Work {
         let doing = || format!("plug {} into the machine", self.name());
         let mut qmp = connect(&self.attached.monitor)?;
         plug::plug(&mut qmp, &self.name(), &content).map_err(|error| of_plug(doing(), error))
+    }
+
+    /// A guest would take what is missing for a disk that was always as small.
+    fn refuse_what_is_too_short(&self, mut file: &File, path: &Path) -> Result<(), DriverError> {
+        let doing = || format!("measure {}", path.display());
+        let is_bytes = file.seek(SeekFrom::End(0)).map_err(|error| DriverError::io(doing(), error))?;
+        let was_bytes = self.attached.attachment.size_bytes;
+        if is_bytes >= was_bytes {
+            return Ok(());
+        }
+        let too_short = TooShort { is_bytes, was_bytes };
+        Err(DriverError { source: Some(Box::new(too_short)), ..DriverError::new(Kind::Failed, doing()) })
     }
 
     /// The snapshot may be in a store that the configuration no longer gives to its disk.
@@ -90,23 +111,34 @@ impl Work {
     /// A machine that is gone has released everything.
     pub(super) fn undo(&self, limit: Duration) -> Result<(), DriverError> {
         let doing = || format!("take {} out of the machine", self.name());
-        let unplugged = match Qmp::connect(&self.attached.monitor, GREET_LIMIT) {
-            Ok(mut qmp) => plug::unplug(&mut qmp, &self.name(), limit),
-            Err(error) => Err(error.into()),
-        };
-        match unplugged {
-            Err(PlugError::Qmp(error)) if error.is_gone() => {}
-            unplugged => unplugged.map_err(|error| of_plug(doing(), error))?,
-        }
+        self.unplug(limit).map_err(|error| of_plug(doing(), error))?;
         if let Some(clone) = &self.attached.clone {
             remove_clone(clone)?;
         }
         for store in &self.stores {
-            if let Some(ability) = store.driver.expose() {
-                ability.conceal(self.owner, &self.attached.attachment.disk)?;
+            let Some(ability) = store.driver.expose() else { continue };
+            match ability.conceal(self.owner, &self.attached.attachment.disk) {
+                // A store that is not there now, another one most likely, shows nothing.
+                Err(error) if error.kind == Kind::NotFound => {}
+                concealed => concealed?,
             }
         }
         Ok(())
+    }
+
+    fn unplug(&self, limit: Duration) -> Result<(), PlugError> {
+        let mut has_broken = false;
+        loop {
+            let mut qmp = match Qmp::connect(&self.attached.monitor, GREET_LIMIT) {
+                Err(error) if error.is_gone() => return Ok(()),
+                connected => connected?,
+            };
+            match plug::unplug(&mut qmp, &self.name(), limit) {
+                // QEMU is gone, or only this connection: a new one tells.
+                Err(PlugError::Qmp(QmpError::Io(_))) if !has_broken => has_broken = true,
+                unplugged => return unplugged,
+            }
+        }
     }
 }
 

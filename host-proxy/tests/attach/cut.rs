@@ -1,0 +1,172 @@
+//! The connection to QEMU breaks after each command in turn: QEMU lives and has done what it was told, and nobody
+//! heard its answer.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+
+use harness::wait::wait_until;
+use protocol::attach::{Access, DetachOutcome};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+
+use super::machine::{LIMIT, Machine};
+
+/// What is known of the connection that is to break.
+#[derive(Default)]
+struct Plan {
+    /// How many commands it lets through until it breaks.
+    left: Option<usize>,
+    /// The command of which nobody heard the answer.
+    broke_at: Option<String>,
+}
+
+/// Stands where QEMU's monitor was.
+#[derive(Clone, Default)]
+struct Wire(Arc<Mutex<Plan>>);
+
+impl Wire {
+    fn before(machine: &Machine) -> Self {
+        let (at, itself) = (machine.at("qmp"), machine.at("qmp-itself"));
+        fs::rename(&at, &itself).unwrap();
+        let listener = UnixListener::bind(&at).unwrap();
+        let wire = Self::default();
+        let serving = wire.clone();
+        // As QEMU does: one client at a time.
+        std::thread::spawn(move || {
+            listener.incoming().flatten().for_each(|client| serving.serve(&client, &itself))
+        });
+        wire
+    }
+
+    fn breaks_after(&self, commands: usize) {
+        *self.0.lock().unwrap() = Plan { left: Some(commands), broke_at: None };
+    }
+
+    fn broke_at(&self) -> Option<String> {
+        self.0.lock().unwrap().broke_at.clone()
+    }
+
+    /// Whether this command is the last one.
+    fn is_last(&self, command: &str) -> bool {
+        let mut plan = self.0.lock().unwrap();
+        plan.left = plan.left.map(|left| left - 1);
+        let is_last = plan.left == Some(0);
+        if is_last {
+            *plan = Plan { left: None, broke_at: Some(command.to_owned()) };
+        }
+        is_last
+    }
+
+    fn serve(&self, client: &UnixStream, itself: &Path) {
+        let qemu = UnixStream::connect(itself).unwrap();
+        let answers = Arc::new(AtomicUsize::new(0));
+        let back = {
+            let (from, mut to, answers) =
+                (qemu.try_clone().unwrap(), client.try_clone().unwrap(), Arc::clone(&answers));
+            std::thread::spawn(move || {
+                for line in BufReader::new(from).lines().map_while(Result::ok) {
+                    // The client may be gone.
+                    let _ = writeln!(to, "{line}");
+                    if line.contains("\"return\"") || line.contains("\"error\"") {
+                        answers.fetch_add(1, SeqCst);
+                    }
+                }
+            })
+        };
+        let mut asked = 0;
+        while let Some((bytes, fds)) = receive(client) {
+            asked += 1;
+            let is_last = self.is_last(&String::from_utf8_lossy(&bytes));
+            if is_last {
+                client.shutdown(Shutdown::Both).unwrap();
+            }
+            send(&qemu, &bytes, &fds);
+            if is_last {
+                wait_until("QEMU has done it", LIMIT, || answers.load(SeqCst) == asked);
+                break;
+            }
+        }
+        qemu.shutdown(Shutdown::Both).unwrap();
+        back.join().unwrap();
+    }
+}
+
+/// One command: the service sends each by itself and waits for its answer.
+fn receive(from: &UnixStream) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = Vec::new();
+    let mut fds = Vec::new();
+    while bytes.last() != Some(&b'\n') {
+        let mut chunk = [0; 4096];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received =
+            recvmsg(from, &mut [IoSliceMut::new(&mut chunk)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+                .ok()?;
+        if received.bytes == 0 {
+            return None;
+        }
+        bytes.extend_from_slice(&chunk[..received.bytes]);
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+    }
+    Some((bytes, fds))
+}
+
+fn send(to: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) {
+    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !borrowed.is_empty() {
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&borrowed)));
+    }
+    let sent = sendmsg(to, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+    assert_eq!(sent, bytes.len());
+}
+
+/// A connection that broke was taken for a QEMU that is gone: the clone was removed, and the attachment forgotten, while the
+/// machine had the disk still.
+#[test]
+fn wherever_the_connection_to_qemu_breaks_what_was_begun_is_undone_or_stays_known() {
+    let machine = Machine::new(&["-machine", "q35", "-device", "virtio-scsi-pci,id=scsi"], "");
+    let wire = Wire::before(&machine);
+    let mut broke = BTreeSet::new();
+    for n in 1.. {
+        wire.breaks_after(n);
+        let attached = machine.attach(Access::Writable);
+        if let (Ok(attached), None) = (&attached, wire.broke_at()) {
+            assert_eq!(machine.devices(), [attached[0].serial.as_str()], "command {n}");
+        }
+        let detached = attached.is_ok().then(|| machine.detach());
+        let Some(command) = wire.broke_at() else {
+            assert_eq!(detached, Some(Ok(DetachOutcome::Detached)));
+            break;
+        };
+        // What is left of it is the service's to know and to take out, which it does as soon as anybody asks.
+        wait_until("what was begun is over", LIMIT, || match machine.attachments().is_empty() {
+            true => true,
+            false => {
+                let _ = machine.detach();
+                false
+            }
+        });
+        machine.nothing_is_left(&format!("the connection broke at command {n}: {command}"));
+        let parsed: serde_json::Value = serde_json::from_str(&command).unwrap();
+        broke.insert(parsed["execute"].as_str().unwrap().to_owned());
+    }
+    for command in ["add-fd", "blockdev-add", "device_add", "device_del", "blockdev-del", "remove-fd"] {
+        assert!(broke.contains(command), "{command} is not in {broke:?}");
+    }
+}
