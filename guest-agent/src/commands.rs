@@ -23,7 +23,7 @@ use crate::flow::{self, Options, Otherwise, Outcome, Surroundings, Target, Told}
 use crate::freeze::{self, Emergency};
 use crate::topology::select::{self, DiskOverview};
 use crate::topology::{capture, mountinfo};
-use crate::{attach, daemon, doctor};
+use crate::{attach, daemon, doctor, mount};
 use print::Known;
 
 /// Reads the command line. One that can't be understood ends the program: with exit code 2, and as
@@ -210,7 +210,10 @@ fn plug_in(
 ) -> Result<(), WireError> {
     let mut client = Client::connect(host, Limits::default())?;
     let id = client.get(snapshot)?.id;
+    // Before udev sees a disk with the UUIDs of another.
+    mount::guard();
     print::attached(id, &attach::attach(&mut client, id, disks, access)?, json);
+    mount::note().iter().for_each(|note| eprintln!("hostsnap: {note}"));
     Ok(())
 }
 

@@ -41,7 +41,7 @@ use std::path::PathBuf;
 
 use protocol::{ErrorCode, WireError};
 
-pub use udev::guard;
+pub use udev::{Rule, guard, note, rule};
 
 /// Why a snapshot could not be mounted, or not be unmounted.
 #[derive(Debug, thiserror::Error)]

@@ -180,6 +180,7 @@ pub(super) fn disks(overview: &[DiskOverview], known: Result<Known<'_>, &WireErr
     let problem = |disk: &DiskOverview| match (&disk.problem, of_host(disk)) {
         (Some(problem), _) => problem.clone(),
         (None, Some(host)) => host.problem.to_string(),
+        (None, None) if disk.is_attached() => "a snapshot's, attached: hostsnap list".to_owned(),
         (None, None) if known.is_ok() => "the host does not know it".to_owned(),
         (None, None) => "the host could not be asked".to_owned(),
     };

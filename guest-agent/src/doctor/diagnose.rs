@@ -6,6 +6,7 @@ use protocol::{DiskSerial, ErrorCode, WireError};
 use super::facts::{Driver, Expedited, Facts, Host, Vsock};
 use super::{Finding, Status};
 use crate::hooks;
+use crate::mount::Rule;
 use crate::topology::select::DiskOverview;
 
 /// The finding that is about reaching the host.
@@ -23,6 +24,7 @@ pub(super) fn diagnose(facts: &Facts) -> Vec<Finding> {
     findings.extend(disks(facts));
     findings.extend(file_systems(facts));
     findings.push(hooks(&facts.hooks));
+    findings.extend(attached(facts));
     findings.extend(expedited(facts.expedited));
     findings
 }
@@ -102,7 +104,7 @@ fn host(host: &Result<Host, WireError>) -> Vec<Finding> {
             };
             vec![of_error(id, Status::Fail, error)]
         }
-        Ok(Host { vm, version, disks }) => {
+        Ok(Host { vm, version, disks, .. }) => {
             let text = format!("the host answers (hostsnapd {version}) and knows this machine as {vm}");
             let refused = disks.as_ref().err().map(|error| of_error("policy", Status::Fail, error));
             std::iter::once(ok(HOST, text)).chain(refused).collect()
@@ -119,7 +121,8 @@ fn disks(facts: &Facts) -> Vec<Finding> {
         Ok(disks) => disks,
     };
     let known = facts.host.as_ref().ok().and_then(|host| host.disks.as_deref().ok());
-    let mut findings: Vec<_> = disks.iter().map(|disk| of_disk(disk, known)).collect();
+    let own = disks.iter().filter(|disk| !disk.is_attached());
+    let mut findings: Vec<_> = own.map(|disk| of_disk(disk, known)).collect();
     if !findings.iter().any(|finding| finding.status == Status::Ok) && known.is_some() {
         let text = "no disk of this machine can be snapshotted";
         findings.push(finding(
@@ -209,6 +212,29 @@ fn hooks(hooks: &Result<usize, WireError>) -> Finding {
         Ok(1) => ok("hooks", "1 hook quiesces applications"),
         Ok(count) => ok("hooks", format!("{count} hooks quiesce applications")),
     }
+}
+
+/// What nothing keeps from being mounted in its original's place at the next boot.
+fn attached(facts: &Facts) -> Option<Finding> {
+    let count = facts.host.as_ref().map_or(0, |host| host.attached);
+    if count == 0 || facts.rule != Rule::Missing {
+        return None;
+    }
+    let disks = if count == 1 {
+        "1 disk of a snapshot is".to_owned()
+    } else {
+        format!("{count} disks of snapshots are")
+    };
+    Some(finding(
+        "udev-rule",
+        Status::Warn,
+        format!(
+            "{disks} attached, and the udev rule of hostsnap is not installed: at the next boot a copy may be mounted \
+             in the place of its original"
+        ),
+        "install 10-hostsnap.rules into /usr/lib/udev/rules.d, and into the initramfs where root is found by UUID; or \
+         hostsnap umount --all, and hostsnap detach what hostsnap list shows as attached, before this machine boots",
+    ))
 }
 
 fn expedited(state: Expedited) -> Option<Finding> {

@@ -8,6 +8,7 @@ use protocol::message::DiskInfo;
 
 use crate::client::{Client, HostAddress, Limits};
 use crate::hooks::{self, Hooks};
+use crate::mount::{self, Rule};
 use crate::topology::select::{self, DiskOverview, FileSystem, Wish};
 use crate::topology::{TopologyError, capture};
 
@@ -30,6 +31,8 @@ pub(super) struct Facts {
     /// Those on all disks, where the disks can be told; or which can't be reached.
     pub(super) file_systems: Result<Vec<FileSystem>, String>,
     pub(super) hooks: Result<usize, WireError>,
+    /// Whether a boot can take an attached copy for its original.
+    pub(super) rule: Rule,
     pub(super) expedited: Expedited,
 }
 
@@ -40,6 +43,8 @@ pub(super) struct Host {
     pub(super) vm: String,
     pub(super) version: String,
     pub(super) disks: Result<Vec<DiskInfo>, WireError>,
+    /// How many disks of snapshots are attached to this machine.
+    pub(super) attached: usize,
 }
 
 /// The way to the host.
@@ -91,6 +96,7 @@ pub(super) fn gather(host: &HostAddress) -> Facts {
         hooks: Hooks::find(Path::new(hooks::FOLDER), hooks::LIMIT)
             .map(|hooks| hooks.len())
             .map_err(WireError::from),
+        rule: mount::rule(),
         expedited: expedited(Path::new(EXPEDITED)),
     }
 }
@@ -101,6 +107,8 @@ fn ask(host: &HostAddress) -> Result<Host, WireError> {
         vm: client.welcome.vm.to_string(),
         version: client.welcome.host_version.to_string(),
         disks: client.disks().map_err(WireError::from),
+        // Asked last: an older host, which attaches nothing, ends the conversation for it.
+        attached: client.attachments().map_or(0, |attached| attached.len()),
     })
 }
 

@@ -155,12 +155,7 @@ impl Built {
                 plan.mount.path
             ));
         }
-        if !udev::is_installed() && Path::new("/run/udev/control").exists() {
-            notes.push(
-                "the udev rule of hostsnap is not installed: unmount and detach before this machine is booted again"
-                    .to_owned(),
-            );
-        }
+        notes.extend(udev::note());
         let root = original::root(plan.original.as_ref(), &fs);
         View { kept, mount, root, fs, of: plan.mount.path.as_str().into(), options, notes }
     }

@@ -18,15 +18,39 @@ const FOLDERS: [&str; 5] = [
 ];
 const RUN: &str = "/run/udev/rules.d";
 
-/// Whether the rule is installed for good, and so is there at the next boot too.
-pub(super) fn is_installed() -> bool {
-    FOLDERS.iter().filter(|folder| **folder != RUN).any(|folder| Path::new(folder).join(NAME).exists())
+/// How this machine keeps copies and originals apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// There is no udev that could take the one for the other.
+    NotNeeded,
+    /// Installed for good.
+    Installed,
+    /// Not installed: what is in force, if anything, ends with this boot.
+    Missing,
+}
+
+/// How it is now.
+pub fn rule() -> Rule {
+    if !Path::new("/run/udev/control").exists() {
+        return Rule::NotNeeded;
+    }
+    let lasting = FOLDERS.iter().filter(|folder| **folder != RUN);
+    match lasting.map(|folder| Path::new(folder).join(NAME)).any(|rule| rule.exists()) {
+        true => Rule::Installed,
+        false => Rule::Missing,
+    }
+}
+
+/// What a user should know about it, after a disk was attached.
+pub fn note() -> Option<String> {
+    let note =
+        "the udev rule of hostsnap is not installed: unmount and detach before this machine is booted again";
+    (rule() == Rule::Missing).then(|| note.to_owned())
 }
 
 /// Sees to it that the rule is in force before a disk appears. A machine without udev needs none.
 pub fn guard() {
-    let has_udev = Path::new("/run/udev/control").exists();
-    if !has_udev || FOLDERS.iter().any(|folder| Path::new(folder).join(NAME).exists()) {
+    if rule() != Rule::Missing || Path::new(RUN).join(NAME).exists() {
         return;
     }
     let put = fs::create_dir_all(RUN).and_then(|()| fs::write(Path::new(RUN).join(NAME), RULE));

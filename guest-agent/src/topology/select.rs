@@ -133,6 +133,13 @@ pub struct DiskOverview {
     pub problem: Option<String>,
 }
 
+impl DiskOverview {
+    /// Whether it is a snapshot's, which nobody takes snapshots of.
+    pub fn is_attached(&self) -> bool {
+        self.serial.as_ref().is_some_and(|serial| serial.parse::<AttachedName>().is_ok())
+    }
+}
+
 /// A file system that is mounted at least once.
 struct Mounted<'a> {
     super_block: SuperBlock,

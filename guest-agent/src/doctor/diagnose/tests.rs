@@ -24,10 +24,16 @@ fn healthy() -> Facts {
         is_root: true,
         missing_capabilities: Vec::new(),
         vsock: Some(Vsock { has_socket_family: true, driver: Driver::Loaded, has_device: true }),
-        host: Ok(Host { vm: "db1".to_owned(), version: "0.1.0".to_owned(), disks: Ok(vec![info]) }),
+        host: Ok(Host {
+            vm: "db1".to_owned(),
+            version: "0.1.0".to_owned(),
+            disks: Ok(vec![info]),
+            attached: 1,
+        }),
         disks: Ok(vec![disk]),
         file_systems: Ok(vec![file_system("/data", "ext4")]),
         hooks: Ok(1),
+        rule: Rule::Installed,
         expedited: Expedited::Writable,
     }
 }
@@ -72,6 +78,7 @@ fn each_ailment_is_named_with_what_to_do_and_its_exit_code() {
     broken[0].problem = "the image is gone".parse().unwrap();
     let table = [
         (Facts { is_root: false, ..healthy() }, "root", "sudo", 6),
+        (Facts { rule: Rule::Missing, ..healthy() }, "udev-rule", "10-hostsnap.rules", 0),
         (Facts { missing_capabilities: vec!["CAP_SYS_ADMIN"], ..healthy() }, "root", "container", 6),
         (Facts { missing_capabilities: vec!["CAP_IPC_LOCK"], ..healthy() }, "root", "container", 0),
         (vsock(false, Driver::NotLoaded, false), "vsock", "vhost-vsock-pci", 6),
@@ -129,6 +136,18 @@ fn an_unused_disk_that_the_host_does_not_know_is_only_a_warning() {
     let findings = diagnose(&facts);
     assert!(findings.iter().any(|finding| finding.text.contains("spare")), "{findings:?}");
     assert_eq!(exit_code(&findings), 0);
+}
+
+/// With a snapshot mounted, the doctor asked the host's administrator to add the attached disk to the configuration.
+#[test]
+fn a_mounted_snapshot_is_no_disk_that_the_host_should_know() {
+    let mut facts = healthy();
+    let mut copy = facts.disks.as_ref().unwrap()[0].clone();
+    copy.serial = Some("hs-bf77abd9d60d54.0".to_owned());
+    copy.mounts = vec![("/mnt".into(), "ext4".to_owned())];
+    facts.disks.as_mut().unwrap().push(copy);
+    let findings = diagnose(&facts);
+    assert!(findings.iter().all(|finding| finding.status == Status::Ok), "{findings:?}");
 }
 
 #[test]
