@@ -42,6 +42,11 @@ pub fn zfs() -> PathBuf {
     asset("zfs/programs")
 }
 
+/// What Debian's initramfs-tools give to hooks.
+pub fn hook_functions() -> PathBuf {
+    asset("initramfs-tools/root/usr/share/initramfs-tools/hook-functions")
+}
+
 /// The vsock device.
 pub fn vhost_device_vsock() -> PathBuf {
     asset("tools/bin/vhost-device-vsock")

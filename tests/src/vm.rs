@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,6 +15,7 @@ use crate::guest::Guest;
 use crate::initramfs::{self, Tools};
 use crate::link::Link;
 use crate::loopfs::run;
+use crate::monitor::Monitor;
 use crate::platform::Accel;
 use crate::process::Process;
 use crate::wait::wait_until;
@@ -344,16 +344,26 @@ impl Vm {
     /// # Panics
     /// When it does not come up.
     pub fn reset(&mut self) {
+        self.boots_again(|vm| {
+            Monitor::at(&vm.second_monitor()).ask("system_reset", json!({}));
+        });
+    }
+
+    /// Lets its systemd end everything and boot it again, and waits until it is up.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn reboot(&mut self) {
+        self.boots_again(|vm| {
+            vm.guest.spawn("exec systemctl reboot");
+        });
+    }
+
+    fn boots_again(&mut self, by: impl FnOnce(&Self)) {
         let boots = self.guest.boots();
-        let mut monitor = UnixStream::connect(self.second_monitor()).expect("a monitor");
         // It was started so that a reset ends it: that is how a panic of its kernel is noticed.
-        for command in [
-            json!({ "execute": "qmp_capabilities" }),
-            json!({ "execute": "set-action", "arguments": { "reboot": "reset" } }),
-            json!({ "execute": "system_reset" }),
-        ] {
-            writeln!(monitor, "{command}").expect("QEMU listens");
-        }
+        Monitor::at(&self.second_monitor()).ask("set-action", json!({ "reboot": "reset" }));
+        by(self);
         wait_until("it is up again", BOOT_LIMIT, || {
             self.qemu.must_live();
             self.guest.boots() > boots

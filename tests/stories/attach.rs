@@ -84,7 +84,7 @@ impl Scene {
 
 #[test]
 fn a_snapshot_is_attached_beside_its_disk_read_over_a_reboot_and_taken_out_with_nothing_left() {
-    let mut scene = Scene::set("reflink", "attach");
+    let mut scene = Scene::set("btrfs", "attach");
     let old = scene.snapshot_of("old");
     let new = scene.snapshot_of("new");
     scene.sh("echo later > /data/word; sync");
@@ -159,14 +159,4 @@ fn a_machine_that_is_stopped_has_nothing_attached(scene: &mut Scene, id: &str) {
     assert_eq!(report["detached"], json!([id]), "{report}");
     assert_eq!(scene.clones(), 0);
     assert!(scene.stage.service.admin(&["delete", id]).status.success());
-}
-
-#[test]
-fn by_qemu_a_snapshot_is_read_by_its_guest() {
-    let scene = Scene::set("qemu", "attach-qemu");
-    let id = scene.snapshot_of("old");
-    scene.sh("echo later > /data/word; sync");
-    assert_eq!(scene.word_in(&scene.attach("latest")), "old");
-    scene.detach(&id);
-    scene.nothing_is_left();
 }

@@ -12,6 +12,8 @@ mod hooks;
 mod inside;
 mod layouts;
 mod lvm;
+mod mounted;
+mod next_boot;
 mod policy;
 mod power;
 mod real_vsock;

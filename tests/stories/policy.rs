@@ -50,7 +50,15 @@ fn a_guest_sees_and_touches_only_what_is_its_own() {
     let (id_a, id_b) = (of_a["id"].as_str().unwrap(), of_b["id"].as_str().unwrap());
 
     // Of the neighbour's snapshot it is not even told that it is there.
-    for command in [format!("show {id_a}"), format!("delete --yes {id_a}"), format!("show {}", &id_a[..10])] {
+    for command in [
+        format!("show {id_a}"),
+        format!("delete --yes {id_a}"),
+        format!("show {}", &id_a[..10]),
+        format!("attach {id_a}"),
+        format!("detach {id_a}"),
+        format!("mount {id_a} /data"),
+        format!("cp {id_a}:/data/file /tmp"),
+    ] {
         let output = b.guest.run(&format!("hostsnap {command}"));
         assert_eq!(output.status, 5, "{command}: {}", output.stderr);
     }

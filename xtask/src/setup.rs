@@ -48,6 +48,7 @@ pub(crate) fn for_tests() -> Result<Zfs> {
     let zfs = std::thread::spawn(|| zfs::make(&folder()));
     all()?;
     debian_guest::make(&folder().join("debian")).context("make a Debian for the guests")?;
+    initramfs_tools().context("fetch initramfs-tools, unpacked and not installed")?;
     Ok(match zfs.join().expect("it does not panic") {
         Ok(()) => Zfs::Ready,
         Err(error) => Zfs::Absent(error),
@@ -121,6 +122,15 @@ fn vsock_device() -> Result<()> {
     cargo(&arguments, &[("CARGO_TARGET_DIR", &target)])?;
     fs::remove_dir_all(target)?;
     Ok(())
+}
+
+/// What the hook in `packaging/initramfs-tools` is called by.
+fn initramfs_tools() -> Result<()> {
+    let place = folder().join("initramfs-tools");
+    match place.join("root/usr/share/initramfs-tools/hook-functions").exists() {
+        true => Ok(()),
+        false => debian::unpack("initramfs-tools-core", &place),
+    }
 }
 
 /// `hostsnapd` for this machine, and static programs for the guests.
