@@ -23,6 +23,12 @@ pub(crate) enum Bench {
         #[arg(last = true)]
         options: Vec<String>,
     },
+    /// Attach, detach, mount and cp from inside a machine, the copy beside a plain cp
+    Use {
+        /// More options: `-- --help` tells them
+        #[arg(last = true)]
+        options: Vec<String>,
+    },
     /// The size of the guest's program, and the memory of both programs
     Size,
     /// Freeze and thaw alone, on this machine, beside the bare system calls
@@ -41,6 +47,12 @@ pub(crate) fn run(bench: &Bench) -> Result<()> {
         }
         Bench::Drivers { options } => {
             let mut arguments = vec!["bench", "--quiet", "-p", "tests", "--bench", "drivers", "--"];
+            arguments.extend(options.iter().map(String::as_str));
+            setup::cargo(&arguments, &[])
+        }
+        Bench::Use { options } => {
+            release()?;
+            let mut arguments = vec!["bench", "--quiet", "-p", "tests", "--bench", "use", "--"];
             arguments.extend(options.iter().map(String::as_str));
             setup::cargo(&arguments, &[])
         }

@@ -1,0 +1,113 @@
+//! A machine with the same file on two disks of one store, a third disk to copy to, and a snapshot of the first.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use harness::assets;
+use harness::hostsnapd::{self, Hostsnapd, Machine};
+use harness::loopfs::{Kind, LoopFs};
+use harness::vm::{Plan, Vm, blank_image};
+use rustix::fs::{Advice, fadvise};
+
+use crate::Driver;
+use crate::figures::What;
+
+/// busybox has one of its own, with another buffer.
+const CP: &str = "/usr/bin/plain-cp";
+const DISKS: [&str; 3] = ["data", "twin", "target"];
+
+/// Everything that a measurement needs.
+pub(crate) struct Scene {
+    vm: Vm,
+    id: String,
+    /// What the file is read from: the twin's image, and what the snapshot is in.
+    images: [PathBuf; 2],
+    // Dropped in this order: the service, then what it uses.
+    _service: Hostsnapd,
+    _store: LoopFs,
+}
+
+impl Scene {
+    /// Boots it, writes the files and takes the snapshot.
+    pub(crate) fn set(driver: Driver, mib: u64, parent: &Path) -> Result<Self> {
+        let kind = match driver {
+            Driver::Reflink => Kind::Xfs,
+            Driver::Btrfs => Kind::Btrfs,
+            Driver::Qemu => Kind::Ext4,
+        };
+        // A file system needs some room for itself.
+        let disk_mib = mib + mib / 8 + 64;
+        let store = LoopFs::within(parent, kind, 512 + 4 * disk_mib + disk_mib / 2);
+        let images = DISKS.map(|name| blank_image(&store.path(), &format!("{name}.img"), disk_mib));
+        let mut plan = Plan::new(&format!("use-{}", driver.as_str()))
+            .memory_mib(1024)
+            .slots(1)
+            .file(&assets::asset("release/hostsnap"), "/usr/bin/hostsnap")
+            .program(Path::new("/bin/cp"), CP);
+        for (image, serial) in images.iter().zip(DISKS) {
+            plan = plan.disk(image, serial);
+        }
+        let vm = plan.boot();
+        let disks = DISKS.into_iter().zip(images.iter().map(PathBuf::as_path)).collect();
+        let machine = Machine { vm: &vm, name: "app", disks, more: "" };
+        let config = hostsnapd::config(driver.as_str(), &store.path(), &[machine]);
+        let service = Hostsnapd::start_program(assets::asset("release/hostsnapd"), &config);
+        for (device, at) in ["vda", "vdb", "vdc"].into_iter().zip(DISKS) {
+            vm.guest
+                .sh(&format!("mkfs.ext4 -q /dev/{device} && mkdir -p /{at} && mount /dev/{device} /{at}"));
+        }
+        let write = format!(
+            "dd if=/dev/urandom of=/data/file bs=1M count={mib} 2>/dev/null && cp /data/file /twin/file && sync && \
+             mkdir -p /mnt"
+        );
+        let written = vm.guest.spawn(&write).wait_within(Duration::from_secs(1800));
+        anyhow::ensure!(written.status == 0, "{write}: {}", written.stderr);
+        let id = vm.guest.json("hostsnap --json create /data")["id"].as_str().context("an id")?.to_owned();
+        let file = if driver == Driver::Btrfs { "disk-data" } else { "data.img" };
+        let snapshot = store.path().join(".hostsnap").join(vm.uuid()).join(&id).join(file);
+        let [_, twin, _] = images;
+        Ok(Self { vm, id, images: [twin, snapshot], _service: service, _store: store })
+    }
+
+    /// Does it; how long it took.
+    pub(crate) fn runs(&self, what: What) -> Duration {
+        let id = &self.id;
+        let command = match what {
+            What::Empty => "true".to_owned(),
+            What::Attach => format!(
+                "hostsnap attach {id} >/dev/null && for disk in /sys/block/vd*; do \
+                 grep -q ^hs- $disk/serial && head -c 4096 /dev/${{disk##*/}} >/dev/null; done; true"
+            ),
+            What::Detach => format!("hostsnap detach {id}"),
+            What::Mount => format!("hostsnap mount {id} /mnt --path /data"),
+            What::Umount => "hostsnap umount /mnt".to_owned(),
+            What::PlainCp => format!("{CP} /twin/file /target/file && sync"),
+            What::OurCp => format!("hostsnap cp {id}:/data/file /target/file && sync"),
+        };
+        let begun = Instant::now();
+        let output = self.vm.guest.spawn(&command).wait_within(Duration::from_secs(1800));
+        let took = begun.elapsed();
+        assert_eq!(output.status, 0, "{command}: {}", output.stderr);
+        took
+    }
+
+    /// Neither the guest nor its host has anything of the file in memory, and no copy is there.
+    pub(crate) fn forget_what_was_read(&self) -> Result<()> {
+        self.vm.guest.sh("rm -f /target/file && sync && echo 3 > /proc/sys/vm/drop_caches");
+        for image in &self.images {
+            let file = File::open(image).with_context(|| format!("open {}", image.display()))?;
+            file.sync_all()?;
+            fadvise(&file, 0, None, Advice::DontNeed)?;
+        }
+        Ok(())
+    }
+
+    /// A copy that is fast and wrong is none.
+    pub(crate) fn copy_is_right(&self) {
+        let compared =
+            self.vm.guest.spawn("cmp /target/file /data/file").wait_within(Duration::from_secs(1800));
+        assert_eq!(compared.status, 0, "{}", compared.stderr);
+    }
+}
