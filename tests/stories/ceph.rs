@@ -22,17 +22,18 @@ fn config(ceph: &Ceph, vm: Option<&Vm>) -> String {
     );
     if let Some(vm) = vm {
         text += &format!(
-            "\n[[vm]]\nname = \"app\"\nuuid = \"{}\"\n{}\n\n\
+            "\n[[vm]]\nname = \"app\"\nuuid = \"{}\"\n{}\nqmp = \"{}\"\n\n\
              [[vm.disk]]\nserial = \"data\"\nstore = \"ceph\"\nvolume = \"{IMAGE}\"\nformat = \"raw\"\n",
             vm.uuid(),
-            vm.link.config()
+            vm.link.config(),
+            vm.qmp().display()
         );
     }
     text
 }
 
 fn boot(ceph: &Ceph) -> Vm {
-    Plan::new("ceph").blockdev(&ceph.blockdev(IMAGE), "data").boot()
+    Plan::new("ceph").slots(1).blockdev(&ceph.blockdev(IMAGE), "data").boot()
 }
 
 #[track_caller]
@@ -66,6 +67,17 @@ fn by_rbd_a_snapshot_under_load_holds_every_acknowledged_record_and_is_there_on_
     fs::write(&copy, ceph.read(&format!("{IMAGE}@hostsnap.{id}"))).expect("a copy");
     let held = records_in(&copy, "records");
     assert!(held >= before && held <= after + 1, "{before} ≤ {held} ≤ {after}");
+
+    // QEMU reads it from the cluster by itself, beside its original; a clone of it is a file of this host's.
+    for more in ["", "--writable"] {
+        vm.guest.sh(&format!("mkdir -p /mnt && hostsnap mount {id} /mnt --path /data {more}"));
+        let held_inside = vm.guest.sh("stat -c %s /mnt/records");
+        assert!(held_inside.trim().parse::<u64>().is_ok_and(|bytes| bytes > 0), "{held_inside}");
+        assert_eq!(vm.guest.run("touch /mnt/mine").status == 0, !more.is_empty(), "{more}");
+        vm.guest.sh("hostsnap umount /mnt");
+        assert_eq!(here.json(&["reconcile"])["detached"], json!([]));
+    }
+    writer.goes_on();
 
     // The machine moves. The other host has run all the time and knows nothing of it.
     drop(vm);

@@ -78,7 +78,9 @@ fn by_lvm_thin_a_guest_in_a_guest_snapshots_its_disk() {
         &autorun,
         "export PATH=/bin:/sbin:/usr/bin:/usr/sbin\n\
          mkfs.ext4 -q /dev/vda && mkdir -p /data && mount /dev/vda /data && echo before > /data/file\n\
-         hostsnap create /data\necho ended $?\necho after > /data/file && sync && echo went on\n",
+         hostsnap create /data\necho ended $?\necho after > /data/file && sync\n\
+         mkdir -p /mnt && hostsnap mount latest /mnt --path /data && echo inside $(cat /mnt/file /data/file)\n\
+         hostsnap umount /mnt && echo unmounted\necho went on\n",
     )
     .unwrap();
     let inner = initramfs::of(&[].into(), &[(autorun, "/autorun".to_owned())], &[]).unwrap();
@@ -95,14 +97,15 @@ fn by_lvm_thin_a_guest_in_a_guest_snapshots_its_disk() {
         .sh("mkdir -p /etc/lvm && echo 'activation { udev_sync = 0 udev_rules = 0 }' > /etc/lvm/lvm.conf");
     vm.guest.sh(POOL);
     let service = "state_dir = \"/run/state\"\ncontrol_socket = \"/run/control.sock\"";
-    let config = config(service, "cid = 77");
+    let config = config(service, "cid = 77\nqmp = \"/run/inner.qmp\"");
     vm.guest.sh(&format!("cat > /run/hostsnapd.toml <<'END'\n{config}\nEND"));
     vm.guest.spawn("exec hostsnapd serve --config /run/hostsnapd.toml > /run/hostsnapd.log 2>&1");
     vm.guest.spawn(&format!(
         "exec qemu-system-x86_64 -nodefaults -no-user-config -nographic -no-reboot -nic none -accel kvm -accel tcg -cpu max \
          -machine q35 -m 384M -uuid {UUID} -kernel /inner/vmlinuz -initrd /inner/initramfs \
          -append 'console=ttyS0 panic=-1 quiet mitigations=off' -serial file:/run/inner.log \
-         -device vhost-vsock-pci,guest-cid=77 \
+         -device vhost-vsock-pci,guest-cid=77 -qmp unix:/run/inner.qmp,server=on,wait=off \
+         -device pcie-root-port,id=slot1,chassis=1,slot=1 \
          -blockdev driver=raw,node-name=disk0,cache.direct=on,file.driver=host_device,file.filename=/dev/vg0/data \
          -device virtio-blk-pci,drive=disk0,serial=data > /run/qemu.log 2>&1"
     ));
@@ -112,6 +115,12 @@ fn by_lvm_thin_a_guest_in_a_guest_snapshots_its_disk() {
         log.contains("went on") || log.contains("Kernel panic")
     });
     assert!(log().contains("ended 0"), "{}", log());
+    // It was looked into beside its original, and the volume is shut again.
+    assert!(log().contains("inside before after") && log().contains("unmounted"), "{}", log());
+    let active = vm.guest.sh("lvm lvs --noheadings -o lv_name,lv_active vg0");
+    let is_shown =
+        |line: &str| line.contains("hostsnap.") && !line.contains("manifests") && line.contains("active");
+    assert!(!active.lines().any(is_shown), "{active}");
     let listed = vm.guest.json("hostsnapd list --json --control /run/control.sock");
     assert_eq!(listed[0]["consistency"], "filesystem", "{listed}");
     assert_eq!(listed[0]["state"], "ready", "{listed}");
