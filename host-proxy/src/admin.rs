@@ -24,6 +24,7 @@ use crate::failure;
 use crate::service::chain;
 use crate::transport;
 
+mod export;
 pub(crate) mod print;
 
 /// How long the service may be silent while it works.
@@ -38,6 +39,7 @@ pub fn run(command: Command) -> ExitCode {
         | Command::Create { ask, .. }
         | Command::Delete { ask, .. }
         | Command::Changes { ask, .. }
+        | Command::Export { ask, .. }
         | Command::Lock { ask, .. }
         | Command::Unlock { ask, .. }
         | Command::Detach { ask, .. }
@@ -98,6 +100,9 @@ async fn dispatch(command: Command) -> Result<(), WireError> {
         Command::Changes { ask, from, to, disk } => {
             let (compared, extents) = compare(&ask, from, to, disk).await?;
             print::changes(&compared, &extents, ask.output);
+        }
+        Command::Export { ask, snapshot, disk, since, socket } => {
+            export::run(&ask, export::Options { snapshot, disk, since, socket }).await?;
         }
         Command::Serve(_)
         | Command::Check { .. }

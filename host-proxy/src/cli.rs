@@ -140,6 +140,25 @@ pub enum Command {
         #[arg(long, value_name = "SERIAL")]
         disk: Option<DiskSerial>,
     },
+    /// Serve a disk of a snapshot to backup tools, read-only, over NBD on a Unix socket
+    ///
+    /// It is served until this command ends, by Ctrl-C or with the service; so long the snapshot can't be deleted. Clients find
+    /// the context base:allocation, and with --since qemu:dirty-bitmap:changed. Needs qemu-storage-daemon.
+    Export {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        ask: Ask,
+        /// The snapshot: its identifier, any unique prefix of it, or `latest`
+        snapshot: SnapshotRef,
+        /// The disk, by its serial; not needed where there is one only
+        disk: Option<DiskSerial>,
+        /// Also tell what changed on it since this snapshot of the same machine, where the storage can
+        #[arg(long, value_name = "OTHER")]
+        since: Option<SnapshotRef>,
+        /// Where to serve it; without, beside the service's own socket
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
+    },
     /// Compare the catalog with the storage and finish what is unfinished
     Reconcile(Ask),
     /// Make a new catalog from what the storage holds, while the service is stopped

@@ -26,6 +26,8 @@ use crate::service::{DiskChanges, Report, Service};
 use crate::session;
 use crate::transport::{self, TransportError};
 
+pub(crate) mod export;
+
 /// How soon a request must come.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 
@@ -79,6 +81,8 @@ pub enum ControlRequest {
     },
     /// Take out of its machine what is attached of one snapshot.
     Detach(SnapshotId),
+    /// Show a disk of a snapshot on this host, as long as this connection lasts.
+    Export(export::Wanted),
 }
 
 /// What the service answers.
@@ -100,12 +104,14 @@ pub enum ControlReply {
     Report(Report),
     /// To anything.
     Error(WireError),
-    /// To `Changes`, any number of times before the final reply: some extents of a disk, in order.
+    /// To `Changes` and `Export`, any number of times before the final reply: some extents of a disk, in order.
     Extents(DiskSerial, Vec<Extent>),
     /// To `Changes`, when all extents were told.
     Compared(Box<Compared>),
     /// To `Detach`.
     Detached(DetachOutcome),
+    /// To `Export`: it is shown.
+    Shown(Box<export::Shown>),
 }
 
 /// Which snapshots were compared, and which of their disks.
@@ -190,7 +196,12 @@ async fn answer_one(service: Arc<Service>, mut stream: UnixStream) {
     let own = rustix::process::geteuid().as_raw();
     let allowed = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own);
     let result = async {
-        let request = transport::receive(&mut stream, REQUEST_LIMIT).await?;
+        let request = match transport::receive(&mut stream, REQUEST_LIMIT).await? {
+            ControlRequest::Export(wanted) if allowed => {
+                return export::serve(&service, &mut stream, wanted).await;
+            }
+            request => request,
+        };
         let reply = if allowed {
             answer(&service, &mut stream, request).await
         } else {
@@ -232,6 +243,7 @@ async fn answer(
             ControlReply::Snapshot(lock(service, snapshot, until).await?)
         }
         ControlRequest::Detach(id) => ControlReply::Detached(detach(service, id).await?),
+        ControlRequest::Export(_) => unreachable!("it has a conversation of its own"),
     })
 }
 
@@ -259,15 +271,13 @@ async fn compare(
     to: SnapshotRef,
     disk: Option<DiskSerial>,
 ) -> Result<ControlReply, WireError> {
-    /// An extent has at most 18 bytes on the wire, a frame 64 KiB.
-    const AT_ONCE: usize = 3000;
     let scope = policy::read_as_admin(None);
     service.freshen().await;
     let (from, to) = (service.get(&scope, from).await?, service.get(&scope, to).await?);
     let all = service.changes(policy::compare_as_admin(&from, &to)?, disk).await?;
     let mut disks = Vec::with_capacity(all.len());
     for DiskChanges { disk, driver, size_bytes, extents } in all {
-        for some in extents.chunks(AT_ONCE) {
+        for some in extents.chunks(export::AT_ONCE) {
             let told = ControlReply::Extents(disk.clone(), some.to_vec());
             let sent = transport::send(stream, &told).await;
             sent.map_err(|_| WireError::new(ErrorCode::Unreachable, "whoever asked has gone"))?;

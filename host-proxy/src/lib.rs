@@ -10,6 +10,7 @@
 //! | [`drivers`] | storage devices that take snapshots |
 //! | [`vmm`] | virtual machine managers: QEMU |
 //! | [`exec`] | external programs, each run with a limit |
+//! | [`export`] | a snapshot's disk served over NBD, by a child |
 //! | [`catalog`], [`audit`] | what is known, what was decided |
 //! | [`control`], [`agent`] | the administrator's way in; the way to a guest's daemon |
 //! | [`world`], [`transport`] | a configuration made real; frames over streams |
@@ -27,6 +28,7 @@ pub mod config;
 pub mod control;
 pub mod drivers;
 pub mod exec;
+pub mod export;
 pub mod failure;
 pub mod listen;
 pub mod offline;

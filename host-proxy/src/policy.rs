@@ -4,12 +4,14 @@
 //! service takes nothing else, so a forgotten check does not compile.
 
 mod attach;
+mod export;
 
 use protocol::message::{DiskRequest, Prepare};
 use protocol::record::{SnapshotRecord, State, UnixMillis};
 use protocol::{ErrorCode, VmUuid, WireError};
 
 pub use attach::{Attach, Detach, attach, clones, detach, detach_as_admin};
+pub use export::{Export, export_as_admin};
 
 use crate::catalog::Usage;
 use crate::config::{Disk, Verb, Vm};

@@ -11,6 +11,8 @@
 //! | `changes` | what changed between two snapshots |
 //! | `read` | disks, lists, single snapshots |
 //! | `attach` | a snapshot's disks in the machine that it is of |
+//! | `shown` | a disk of a snapshot, made readable on this host |
+//! | `exports` | disks of snapshots that are read on this host |
 //! | `delete` | removal on demand and when a snapshot's time is over |
 //! | `overdue` | snapshots that stay although their time is over |
 //! | `lock` | what nobody may delete until a date |
@@ -29,6 +31,7 @@ mod clock;
 mod create;
 mod delete;
 mod errors;
+mod exports;
 mod forget;
 mod in_flight;
 mod lock;
@@ -39,6 +42,7 @@ mod read;
 mod reconcile;
 mod settle;
 mod shared;
+mod shown;
 
 use std::sync::{Arc, RwLock};
 
@@ -51,6 +55,7 @@ pub use changes::DiskChanges;
 pub use clock::{Clock, now};
 pub use create::Outcome;
 pub use errors::chain;
+pub use exports::Exported;
 pub use operation::{CutOperation, Operation};
 pub use reconcile::Report;
 pub use settle::{SettleState, Settling};
@@ -60,6 +65,7 @@ use crate::boots::Boots;
 use crate::catalog::{Catalog, CatalogError};
 use crate::world::World;
 use attach::Turns;
+use exports::Exports;
 use in_flight::InFlight;
 use overdue::Overdue;
 use shared::Freshness;
@@ -83,6 +89,7 @@ pub struct Service {
     freshness: Freshness,
     turns: Turns,
     overdue: Overdue,
+    exports: Exports,
 }
 
 impl Service {
@@ -107,6 +114,7 @@ impl Service {
             freshness: Freshness::default(),
             turns: Turns::default(),
             overdue: Overdue::default(),
+            exports: Exports::default(),
         })
     }
 

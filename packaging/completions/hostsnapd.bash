@@ -34,6 +34,9 @@ _hostsnapd() {
             hostsnapd,detach)
                 cmd="hostsnapd__subcmd__detach"
                 ;;
+            hostsnapd,export)
+                cmd="hostsnapd__subcmd__export"
+                ;;
             hostsnapd,help)
                 cmd="hostsnapd__subcmd__help"
                 ;;
@@ -82,6 +85,9 @@ _hostsnapd() {
             hostsnapd__subcmd__help,detach)
                 cmd="hostsnapd__subcmd__help__subcmd__detach"
                 ;;
+            hostsnapd__subcmd__help,export)
+                cmd="hostsnapd__subcmd__help__subcmd__export"
+                ;;
             hostsnapd__subcmd__help,help)
                 cmd="hostsnapd__subcmd__help__subcmd__help"
                 ;;
@@ -119,7 +125,7 @@ _hostsnapd() {
 
     case "${cmd}" in
         hostsnapd)
-            opts="-h -V --help --version serve check vms list show create delete lock unlock detach ping changes reconcile rebuild-catalog audit help"
+            opts="-h -V --help --version serve check vms list show create delete lock unlock detach ping changes export reconcile rebuild-catalog audit help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -276,8 +282,34 @@ _hostsnapd() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        hostsnapd__subcmd__export)
+            opts="-h --control --json --since --socket --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --control)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --since)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         hostsnapd__subcmd__help)
-            opts="serve check vms list show create delete lock unlock detach ping changes reconcile rebuild-catalog audit help"
+            opts="serve check vms list show create delete lock unlock detach ping changes export reconcile rebuild-catalog audit help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -361,6 +393,20 @@ _hostsnapd() {
             return 0
             ;;
         hostsnapd__subcmd__help__subcmd__detach)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnapd__subcmd__help__subcmd__export)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

@@ -32,6 +32,8 @@ const PACKAGES: &[&str] = &[
     "ceph-common",
     "librbd1",
     "qemu-block-extra",
+    "libnbd-bin",
+    "restic",
 ];
 
 /// What does not come with its like from one suite: here QEMU's utilities may be newer than what

@@ -266,3 +266,37 @@ fn clones_have_the_bytes_that_the_quota_leaves_and_what_is_read_only_needs_none(
     assert_eq!(clones(&vm, 1001, &used).unwrap_err().code, ErrorCode::QuotaExceeded);
     assert!(clones(&vm, 0, &Usage { bytes: 9000, ..used }).is_ok());
 }
+
+#[test]
+fn one_disk_of_a_whole_snapshot_is_exported_with_what_changed_since_another_of_the_same_machine() {
+    let [db1, db2] = machines("");
+    let disk = |serial: &str| protocol::record::DiskRecord {
+        serial: serial.parse().unwrap(),
+        driver: "reflink".parse().unwrap(),
+        handle: "h".parse().unwrap(),
+        size_bytes: 1000,
+    };
+    let both = |vm: &Vm| SnapshotRecord {
+        state: State::Ready,
+        disks: vec![disk("data"), disk("log")].try_into().unwrap(),
+        ..snapshot(vm)
+    };
+    let (record, older) = (both(&db1), both(&db1));
+    let log = "log".parse().unwrap();
+    let allowed = export_as_admin(&record, Some(&log), Some(&older)).unwrap().into_inner();
+    assert_eq!((allowed.index, allowed.since.unwrap().get().from.id), (1, older.id));
+    let single = SnapshotRecord { disks: vec![disk("data")].try_into().unwrap(), ..both(&db1) };
+    assert_eq!(export_as_admin(&single, None, None).unwrap().get().index, 0);
+    let unready = SnapshotRecord { state: State::Settling, ..both(&db1) };
+    for (refused, code, words) in [
+        (export_as_admin(&record, None, None), ErrorCode::BadRequest, "has 2 disks"),
+        (export_as_admin(&record, Some(&"x".parse().unwrap()), None), ErrorCode::NotFound, "no disk x"),
+        (export_as_admin(&unready, Some(&log), None), ErrorCode::Busy, "is not ready"),
+        (export_as_admin(&record, Some(&log), Some(&unready)), ErrorCode::Busy, "is not ready"),
+        (export_as_admin(&record, Some(&log), Some(&both(&db2))), ErrorCode::BadRequest, "one machine"),
+    ] {
+        let error = refused.unwrap_err();
+        assert_eq!(error.code, code, "{error}");
+        assert!(error.message.as_str().contains(words), "{error}");
+    }
+}

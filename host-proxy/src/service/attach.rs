@@ -220,7 +220,10 @@ impl Service {
     ) -> Result<(), WireError> {
         let detaching = attached.clone();
         self.catalog(move |catalog| catalog.move_attached(&detaching, Stage::Detaching)).await?;
-        let work = self.work(attached.vm, attached);
+        let mut work = self.work(attached.vm, attached);
+        if self.exports.has(attached.attachment.snapshot, &attached.attachment.disk) {
+            work.leave_shown();
+        }
         let doing = format!(
             "detach the disk {} of the snapshot {}",
             attached.attachment.disk, attached.attachment.snapshot

@@ -27,6 +27,7 @@ impl Service {
                 .hint("try again when it is ready"));
         };
         self.refuse_if_attached(&record).await?;
+        self.refuse_if_exported(&record)?;
         let Some(was) = self.catalog(move |catalog| catalog.begin_delete(id)).await? else {
             return Ok(DeleteOutcome::WasAbsent);
         };

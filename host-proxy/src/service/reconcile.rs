@@ -77,6 +77,7 @@ impl Service {
     /// Compares everything: the storage, and what is attached.
     pub async fn reconcile(self: &Arc<Self>) -> Result<Report, WireError> {
         let mut report = self.reconcile_storage().await?;
+        self.tend_exports().await;
         let attached = self.reconcile_attached().await?;
         attached.problems.iter().for_each(|problem| tracing::warn!("reconcile: {problem}"));
         report.detached = attached.detached;
@@ -127,6 +128,7 @@ impl Service {
             }
         }
         self.tend_attached().await;
+        self.tend_exports().await;
         self.expire().await;
         self.forget_failed().await;
     }

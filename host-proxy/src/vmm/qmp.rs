@@ -79,8 +79,12 @@ pub struct Qmp {
 impl Qmp {
     /// Connects, is greeted, and leaves the negotiation.
     pub fn connect(path: &Path, limit: Duration) -> Result<Self, QmpError> {
+        Self::over(UnixStream::connect(path).map_err(QmpError::Connect)?, limit)
+    }
+
+    /// As `connect`, over a connection that there is.
+    pub fn over(stream: UnixStream, limit: Duration) -> Result<Self, QmpError> {
         let deadline = Instant::now() + limit;
-        let stream = UnixStream::connect(path).map_err(QmpError::Connect)?;
         let mut qmp = Self { stream, buffer: Vec::new(), last_id: 0 };
         loop {
             match qmp.line("the greeting", deadline) {

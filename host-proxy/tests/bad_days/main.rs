@@ -5,6 +5,7 @@
 mod catalog;
 mod comparing;
 mod configuration;
+mod exporting;
 mod full;
 #[path = "../common/guest.rs"]
 mod guest;

@@ -125,6 +125,16 @@ impl Stage {
         self.store.path().join("data.img")
     }
 
+    /// The administrator's socket.
+    pub(crate) fn control(&self) -> PathBuf {
+        self.folder.path().join("control")
+    }
+
+    /// The state folder.
+    pub(crate) fn state(&self) -> &Path {
+        &self.state
+    }
+
     pub(crate) fn catalog(&self) -> PathBuf {
         self.state.join("catalog.sqlite")
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use protocol::VmUuid;
 use protocol::attach::AttachedName;
 
+use super::super::shown;
 use crate::catalog::Attached;
 use crate::drivers::{DriverError, Exposed, Format, Kind, Owner};
 use crate::exec::Tool;
@@ -39,12 +40,18 @@ pub(super) struct Work {
     owner: Owner,
     attached: Attached,
     stores: Vec<Arc<Store>>,
+    is_read: bool,
 }
 
 impl Work {
     pub(super) fn new(vm: VmUuid, attached: &Attached, stores: Vec<Arc<Store>>) -> Self {
         let owner = Owner { vm, snapshot: attached.attachment.snapshot };
-        Self { owner, attached: attached.clone(), stores }
+        Self { owner, attached: attached.clone(), stores, is_read: false }
+    }
+
+    /// Undoing it does not hide the disk: somebody else reads it, who hides it then.
+    pub(super) fn leave_shown(&mut self) {
+        self.is_read = true;
     }
 
     fn name(&self) -> AttachedName {
@@ -53,7 +60,7 @@ impl Work {
     }
 
     pub(super) fn make(&self) -> Result<(), DriverError> {
-        let (store, exposed) = self.expose()?;
+        let (store, exposed) = shown::expose(&self.stores, self.owner, &self.attached.attachment.disk)?;
         let base = match exposed {
             Exposed::Node(node) => Base::Node(node),
             Exposed::Path { path, format } => {
@@ -91,22 +98,6 @@ impl Work {
         Err(DriverError { source: Some(Box::new(too_short)), ..DriverError::new(Kind::Failed, doing()) })
     }
 
-    /// The snapshot may be in a store that the configuration no longer gives to its disk.
-    fn expose(&self) -> Result<(&Arc<Store>, Exposed), DriverError> {
-        let disk = &self.attached.attachment.disk;
-        for store in &self.stores {
-            let Some(ability) = store.driver.expose() else { continue };
-            match ability.expose(self.owner, disk) {
-                Ok(exposed) => return Ok((store, exposed)),
-                Err(error) if error.kind == Kind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let able = self.stores.iter().any(|store| store.driver.expose().is_some());
-        let kind = if able { Kind::NotFound } else { Kind::Unsupported };
-        Err(DriverError::new(kind, format!("show the disk {disk} of {}", self.owner.snapshot)))
-    }
-
     /// Takes it out of its machine, which has so long to release it, and removes what it was made of.
     /// A machine that is gone has released everything.
     pub(super) fn undo(&self, limit: Duration) -> Result<(), DriverError> {
@@ -115,15 +106,10 @@ impl Work {
         if let Some(clone) = &self.attached.clone {
             remove_clone(clone)?;
         }
-        for store in &self.stores {
-            let Some(ability) = store.driver.expose() else { continue };
-            match ability.conceal(self.owner, &self.attached.attachment.disk) {
-                // A store that is not there now, another one most likely, shows nothing.
-                Err(error) if error.kind == Kind::NotFound => {}
-                concealed => concealed?,
-            }
+        if self.is_read {
+            return Ok(());
         }
-        Ok(())
+        shown::conceal(&self.stores, self.owner, &self.attached.attachment.disk)
     }
 
     fn unplug(&self, limit: Duration) -> Result<(), PlugError> {
