@@ -7,6 +7,7 @@
 //! | module | idea |
 //! |---|---|
 //! | `proto` | the messages |
+//! | `changes` | what changed between two snapshots |
 //! | `client` | calling, with a limit on every call |
 //! | `codec` | bytes, for tonic |
 //! | `codes` | what a refusal means |
@@ -22,6 +23,7 @@
 mod ask;
 #[doc(hidden)]
 pub mod bare;
+mod changes;
 mod client;
 mod codec;
 mod codes;
@@ -43,16 +45,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tonic::Code;
+
 use self::client::Client;
+use self::codes::Refusal;
 use self::entry::{Cut, Entry, Member};
 use self::plugin::Plugin;
-use self::proto::{Capacity, Empty, GetVolumeRequest, GetVolumeResponse, method};
+use self::proto::{
+    AccessMode, Capacity, Empty, GetVolumeRequest, GetVolumeResponse, ValidateVolumeRequest,
+    VolumeCapability, method,
+};
 use self::secrets::Secrets;
 use self::set::{Prepared, Taken};
 use super::folder::{Folder, Place as Where};
 use super::{
-    Deleted, Driver, DriverError, Format, Found, Kind, Owner, Plan, ROOM_UNKNOWN, Ready, Recovered, Source,
-    Volume, VolumeFacts, image,
+    Changes, Deleted, Driver, DriverError, Format, Found, Kind, Owner, Plan, ROOM_UNKNOWN, Ready, Recovered,
+    Source, Volume, VolumeFacts, image,
 };
 
 /// Where the plugin is, and what it is told.
@@ -142,6 +150,28 @@ impl Store {
         }
     }
 
+    /// Refuses a volume that the plugin does not know. Every controller has this call ("MUST implement"), and "volume does not
+    /// exist" is the one answer that it must give; GET_VOLUME, which few have, is not enough: the Kubernetes host-path
+    /// driver answers it for any name. What is said of the capabilities is of no interest: some want a context that only
+    /// Kubernetes has.
+    fn refuse_unknown(&self, volume: &Volume, secrets: &Secrets) -> Result<(), DriverError> {
+        let request = ValidateVolumeRequest {
+            volume_id: volume_id(volume)?.to_owned(),
+            volume_capabilities: vec![VolumeCapability {
+                block: Some(Empty {}),
+                access_mode: Some(AccessMode { mode: proto::SINGLE_NODE_WRITER }),
+            }],
+            secrets: secrets.for_request(),
+        };
+        let told: Result<Empty, Refusal> = self.client.call(method::VALIDATE_VOLUME, request, secrets);
+        match told {
+            Err(refusal) if refusal.code == Code::NotFound || refusal.is_silence() => {
+                Err(refusal.into_error(format!("look for the volume {}", volume.source)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the plugin knows this volume, and has as much of it as its guest sees.
     fn prove(
         &self,
@@ -150,6 +180,7 @@ impl Store {
         size_bytes: u64,
         secrets: &Secrets,
     ) -> Result<(), DriverError> {
+        self.refuse_unknown(volume, secrets)?;
         if !plugin.tells_volumes {
             return Ok(());
         }
@@ -278,6 +309,13 @@ impl Driver for Csi {
 
     fn rewrite(&self, owner: Owner, manifest: &[u8]) -> Result<(), DriverError> {
         self.store.folder.rewrite(owner, manifest)
+    }
+
+    /// Asked anew: another version of the plugin may be there by now. One that does not answer can't.
+    fn changes(&self) -> Option<&dyn Changes> {
+        let secrets = self.store.secrets().ok()?;
+        let plugin = self.store.plugin(&secrets).ok()?;
+        plugin.tells_changes.then_some(self as &dyn Changes)
     }
 
     fn limits(&self) -> &'static str {

@@ -18,6 +18,8 @@ impl Service {
     /// Each disk of a machine, with what its storage can do. Each store is asked once for its room.
     pub async fn abilities(&self, vm: &Vm) -> Vec<DiskAbilities> {
         let world = self.world();
+        // Another disk, beside those it has.
+        let takes_disks = vm.qmp.is_some();
         let mut rooms = BTreeMap::new();
         let mut disks = Vec::with_capacity(vm.disks.len());
         for disk in &vm.disks {
@@ -25,19 +27,24 @@ impl Service {
             if !rooms.contains_key(&disk.store) {
                 let asked = Arc::clone(store);
                 let doing = format!("ask the store {} for its room", disk.store);
-                let room =
-                    self.workers.bounded(&doing, ROOM_LIMIT, move || asked.driver.free_bytes(), drop).await;
+                // Some can tell only when they have asked their storage.
+                let ask = move || Ok((words(asked.driver.as_ref(), takes_disks), asked.driver.free_bytes()));
+                let (words, room) = match self.workers.bounded(&doing, ROOM_LIMIT, ask, drop).await {
+                    Ok(told) => told,
+                    Err(error) => (Vec::new(), Err(error)),
+                };
                 if let Err(error) = &room {
                     tracing::warn!("{doing}: {}", errors::chain(error));
                 }
-                rooms.insert(disk.store.clone(), room.ok().filter(|room| *room != ROOM_UNKNOWN));
+                rooms.insert(disk.store.clone(), (words, room.ok().filter(|room| *room != ROOM_UNKNOWN)));
             }
+            let (words, free_bytes) = rooms.get(&disk.store).cloned().unwrap_or_default();
             let driver = store.driver.as_ref();
             disks.push(DiskAbilities {
                 serial: disk.serial.clone(),
-                abilities: words(driver, vm).try_into().expect("there are no more abilities than fit"),
+                abilities: words.try_into().expect("there are no more abilities than fit"),
                 limits: Line::lossy(driver.limits()),
-                free_bytes: rooms.get(&disk.store).copied().flatten(),
+                free_bytes,
                 floor_bytes: store.config.min_free,
             });
         }
@@ -45,9 +52,9 @@ impl Service {
     }
 }
 
-fn words(driver: &dyn Driver, vm: &Vm) -> Vec<protocol::text::Name> {
+fn words(driver: &dyn Driver, takes_disks: bool) -> Vec<protocol::text::Name> {
     // It takes both: a driver that shows a snapshot, and a machine that takes another disk.
-    let attach = (driver.expose().is_some() && vm.qmp.is_some()).then_some("attach");
+    let attach = (driver.expose().is_some() && takes_disks).then_some("attach");
     let words = driver.abilities().words().into_iter().chain(attach);
     words.map(|word| word.parse().expect("an ability is a valid name")).collect()
 }

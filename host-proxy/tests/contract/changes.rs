@@ -18,7 +18,7 @@ use super::{delete, owner, take};
 fn changes(bench: &dyn Bench, from: Owner, to: Owner, volume: &Volume) -> Vec<Extent> {
     let driver = bench.driver();
     let told = driver.changes().expect("it can tell").changes(from, to, &volume.serial).unwrap();
-    let bytes = |owner| bench.bytes(&driver.expose().unwrap().expose(owner, &volume.serial).unwrap());
+    let bytes = |owner| bench.bytes(&bench.show(owner, &volume.serial));
     let (old, new) = (bytes(from), bytes(to));
     assert!(told.iter().all(|extent| extent.length > 0 && extent.end() <= new.len() as u64), "{told:?}");
     assert!(told.windows(2).all(|two| two[0].end() < two[1].offset), "{told:?}");

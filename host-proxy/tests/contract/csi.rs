@@ -20,7 +20,8 @@ use super::DISK_BYTES;
 use super::bench::{Bench, Filler, Foreign, ForeignFiles, Held};
 
 /// All that there is.
-pub(crate) const EVERYTHING: Offers = Offers { snapshots: true, lists: true, groups: true, room: true };
+pub(crate) const EVERYTHING: Offers =
+    Offers { snapshots: true, lists: true, groups: true, room: true, changes: true };
 
 /// A plugin with two volumes.
 pub(crate) struct Array {

@@ -47,7 +47,7 @@ fn btrfs_keeps_the_contract() {
 fn csi_keeps_the_contract() {
     let groups = csi::EVERYTHING;
     let singles = Offers { groups: false, ..groups };
-    for offers in [groups, singles, Offers { lists: false, room: false, ..singles }] {
+    for offers in [groups, singles, Offers { lists: false, room: false, changes: false, ..singles }] {
         let array = csi::Array::start(offers);
         contract(&array);
         assert_eq!(array.count(), 0, "the storage has no more than the driver knows of: {offers:?}");

@@ -191,7 +191,7 @@ fn files(kind: Kind) -> Result<LoopFs> {
 impl Array {
     fn start() -> Result<Self> {
         let fs = LoopFs::in_memory(Kind::Xfs, 4096);
-        let offers = Offers { snapshots: true, lists: true, groups: true, room: true };
+        let offers = Offers { snapshots: true, lists: true, groups: true, room: true, changes: false };
         let server = Server::start(&fs.path().join("csi.sock"), &fs.path(), offers);
         for twin in [false, true] {
             let path = fs.path().join(name(twin));

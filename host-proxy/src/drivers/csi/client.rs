@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use prost::bytes::Bytes;
@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status, Streaming};
 
 use super::codec::Bytewise;
 use super::codes::Refusal;
@@ -99,12 +99,45 @@ impl Client {
             })
             .collect();
         // Whoever did not answer may never do so on this connection; another may be behind the socket by now.
-        let is_silent =
-            |refusal: &Refusal| matches!(refusal.code, Code::Unavailable | Code::DeadlineExceeded);
-        if answers.iter().any(|answer| answer.as_ref().is_err_and(is_silent)) {
+        if answers.iter().any(|answer| answer.as_ref().is_err_and(Refusal::is_silence)) {
             self.channel.lock().expect("no holder of this lock panics").take();
         }
         answers
+    }
+
+    /// Calls a method whose answer is a stream of messages, each of which is waited for as one answer is, and all of them for
+    /// `limit`. What `each` does not take is garbage.
+    pub(super) fn stream<Q, A>(
+        &self,
+        method: &'static str,
+        request: Q,
+        secrets: &Secrets,
+        limit: Duration,
+        mut each: impl FnMut(A) -> Result<(), &'static str>,
+    ) -> Result<(), Refusal>
+    where
+        Q: Message + 'static,
+        A: Message + Default,
+    {
+        let runtime = runtime().map_err(|error| Refusal::of_ours(&error))?;
+        let channel = self.channel(runtime)?;
+        let until = Instant::now() + limit;
+        let refused = |status: &Status| Refusal::new(method, status, secrets);
+        let bounded = || self.timeout.min(until.saturating_duration_since(Instant::now()));
+        let outcome: Result<(), Refusal> = runtime.block_on(async {
+            let begin = begin_stream(channel, method, request, limit);
+            let mut stream = in_time(bounded(), begin).await.map_err(|status| refused(&status))?;
+            loop {
+                let next = in_time(bounded(), stream.message()).await;
+                let Some(bytes) = next.map_err(|status| refused(&status))? else { return Ok(()) };
+                let some = A::decode(bytes).map_err(|error| Refusal::garbage(method, error.to_string()))?;
+                each(some).map_err(|what| Refusal::garbage(method, what))?;
+            }
+        });
+        if outcome.as_ref().is_err_and(Refusal::is_silence) {
+            self.channel.lock().expect("no holder of this lock panics").take();
+        }
+        outcome
     }
 
     fn channel(&self, runtime: &Runtime) -> Result<Channel, Refusal> {
@@ -128,13 +161,36 @@ async fn one<Q: Message + 'static>(
     limit: Duration,
 ) -> Result<Bytes, Status> {
     let call = async {
-        let mut grpc = Grpc::new(channel);
-        grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
-        let mut request = Request::new(request);
-        request.set_timeout(limit + GRACE);
-        let path = PathAndQuery::from_static(method);
+        let (mut grpc, request, path) = ready(channel, method, request, limit).await?;
         grpc.unary(request, path, Bytewise::<Q>::default()).await.map(tonic::Response::into_inner)
     };
+    in_time(limit, call).await
+}
+
+async fn begin_stream<Q: Message + 'static>(
+    channel: Channel,
+    method: &'static str,
+    request: Q,
+    limit: Duration,
+) -> Result<Streaming<Bytes>, Status> {
+    let (mut grpc, request, path) = ready(channel, method, request, limit).await?;
+    grpc.server_streaming(request, path, Bytewise::<Q>::default()).await.map(tonic::Response::into_inner)
+}
+
+async fn ready<Q>(
+    channel: Channel,
+    method: &'static str,
+    request: Q,
+    limit: Duration,
+) -> Result<(Grpc<Channel>, Request<Q>, PathAndQuery), Status> {
+    let mut grpc = Grpc::new(channel);
+    grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
+    let mut request = Request::new(request);
+    request.set_timeout(limit + GRACE);
+    Ok((grpc, request, PathAndQuery::from_static(method)))
+}
+
+async fn in_time<T>(limit: Duration, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
     let late = |_| Status::deadline_exceeded(format!("no answer within {} ms", limit.as_millis()));
     tokio::time::timeout(limit, call).await.map_err(late)?
 }

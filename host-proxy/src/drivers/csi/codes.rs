@@ -61,6 +61,12 @@ impl Refusal {
             || matches!(self.code, Cancelled | DeadlineExceeded | Unavailable | Aborted | OutOfRange)
     }
 
+    /// Whether nobody answered: whoever did not may never do so on this connection, and another may be behind the socket
+    /// by now.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self.code, Code::Unavailable | Code::DeadlineExceeded)
+    }
+
     /// With what we were doing, and what to do now.
     pub(super) fn into_error(self, doing: impl Display) -> DriverError {
         let (kind, advice) = meaning(self.code);

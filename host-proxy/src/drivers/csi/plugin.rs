@@ -19,6 +19,8 @@ pub(super) struct Plugin {
     pub(super) tells_volumes: bool,
     /// Cuts several volumes at one instant.
     pub(super) cuts_groups: bool,
+    /// Tells what changed between two snapshots.
+    pub(super) tells_changes: bool,
 }
 
 impl Plugin {
@@ -60,6 +62,7 @@ impl Plugin {
             lists: controller.contains(&proto::LIST_SNAPSHOTS),
             tells_volumes: controller.contains(&proto::GET_VOLUME),
             cuts_groups: groups.contains(&proto::GROUP_SNAPSHOT),
+            tells_changes: services.contains(&proto::SNAPSHOT_METADATA_SERVICE),
         })
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// `csi.v1.Identity`, `csi.v1.Controller`, `csi.v1.GroupController`.
+/// `csi.v1.Identity`, `csi.v1.Controller`, `csi.v1.GroupController`, `csi.v1.SnapshotMetadata`.
 pub mod method {
     #![allow(missing_docs, reason = "the specification documents them")]
     pub const GET_PLUGIN_INFO: &str = "/csi.v1.Identity/GetPluginInfo";
@@ -18,6 +18,8 @@ pub mod method {
     pub const LIST_SNAPSHOTS: &str = "/csi.v1.Controller/ListSnapshots";
     pub const GROUP_GET_CAPABILITIES: &str = "/csi.v1.GroupController/GroupControllerGetCapabilities";
     pub const CREATE_GROUP_SNAPSHOT: &str = "/csi.v1.GroupController/CreateVolumeGroupSnapshot";
+    pub const VALIDATE_VOLUME: &str = "/csi.v1.Controller/ValidateVolumeCapabilities";
+    pub const GET_METADATA_DELTA: &str = "/csi.v1.SnapshotMetadata/GetMetadataDelta";
     pub const DELETE_GROUP_SNAPSHOT: &str = "/csi.v1.GroupController/DeleteVolumeGroupSnapshot";
 }
 
@@ -25,6 +27,8 @@ pub mod method {
 pub const CONTROLLER_SERVICE: i32 = 1;
 /// `PluginCapability.Service.Type`
 pub const GROUP_CONTROLLER_SERVICE: i32 = 3;
+/// `PluginCapability.Service.Type`
+pub const SNAPSHOT_METADATA_SERVICE: i32 = 4;
 /// `ControllerServiceCapability.RPC.Type`
 pub const GET_CAPACITY: i32 = 4;
 /// `ControllerServiceCapability.RPC.Type`
@@ -117,6 +121,79 @@ pub struct Volume {
     pub capacity_bytes: i64,
     #[prost(string, tag = "2")]
     pub volume_id: String,
+}
+
+/// `ValidateVolumeCapabilitiesRequest`
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct ValidateVolumeRequest {
+    #[prost(string, tag = "1")]
+    pub volume_id: String,
+    #[prost(message, repeated, tag = "3")]
+    pub volume_capabilities: Vec<VolumeCapability>,
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub secrets: Map,
+}
+
+/// `VolumeCapability` of a block volume.
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct VolumeCapability {
+    #[prost(message, optional, tag = "1")]
+    pub block: Option<Empty>,
+    #[prost(message, optional, tag = "3")]
+    pub access_mode: Option<AccessMode>,
+}
+
+/// `VolumeCapability.AccessMode`
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct AccessMode {
+    #[prost(int32, tag = "1")]
+    pub mode: i32,
+}
+
+/// `VolumeCapability.AccessMode.Mode`
+pub const SINGLE_NODE_WRITER: i32 = 1;
+
+/// `GetMetadataDeltaRequest`
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct DeltaRequest {
+    #[prost(string, tag = "1")]
+    pub base_snapshot_id: String,
+    #[prost(string, tag = "2")]
+    pub target_snapshot_id: String,
+    #[prost(int64, tag = "3")]
+    pub starting_offset: i64,
+    #[prost(int32, tag = "4")]
+    pub max_results: i32,
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub secrets: Map,
+}
+
+/// `GetMetadataDeltaResponse`
+#[derive(Clone, PartialEq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct DeltaResponse {
+    #[prost(int32, tag = "1")]
+    pub block_metadata_type: i32,
+    #[prost(int64, tag = "2")]
+    pub volume_capacity_bytes: i64,
+    #[prost(message, repeated, tag = "3")]
+    pub block_metadata: Vec<BlockMetadata>,
+}
+
+/// `BlockMetadata`
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+#[allow(missing_docs, reason = "the specification documents them")]
+pub struct BlockMetadata {
+    #[prost(int64, tag = "1")]
+    pub byte_offset: i64,
+    #[prost(int64, tag = "2")]
+    pub size_bytes: i64,
 }
 
 /// `CreateSnapshotRequest`
@@ -269,4 +346,4 @@ macro_rules! unprinted {
     )* };
 }
 
-unprinted! { CreateSnapshotRequest DeleteSnapshotRequest ListSnapshotsRequest CreateGroupRequest DeleteGroupRequest }
+unprinted! { ValidateVolumeRequest DeltaRequest CreateSnapshotRequest DeleteSnapshotRequest ListSnapshotsRequest CreateGroupRequest DeleteGroupRequest }

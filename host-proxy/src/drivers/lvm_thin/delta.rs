@@ -68,14 +68,14 @@ fn table(pool: &Pool, thin_pool: &str) -> Result<(String, u64), DriverError> {
     let found = match words[..] {
         [_, _, "thin-pool", metadata, _, sectors, ..] => {
             let minor = metadata.split_once(':').and_then(|(_, minor)| minor.parse::<u32>().ok());
-            minor.zip(sectors.parse::<u64>().ok())
+            minor.zip(sectors.parse::<u64>().ok().and_then(|sectors| sectors.checked_mul(SECTOR_BYTES)))
         }
         _ => None,
     };
-    let (minor, sectors) = found.ok_or_else(|| {
+    let (minor, block_bytes) = found.ok_or_else(|| {
         DriverError::new(Kind::Failed, format!("look at the pool {}: dmsetup says {text:?}", pool.name))
     })?;
-    Ok((format!("/dev/dm-{minor}"), sectors * SECTOR_BYTES))
+    Ok((format!("/dev/dm-{minor}"), block_bytes))
 }
 
 /// The kernel keeps one for each pool; held for as short as can be, since it takes room of the metadata.

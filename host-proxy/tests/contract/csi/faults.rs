@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use harness::wait::wait_until;
-use host_proxy::drivers::csi::proto::{CreateSnapshotResponse, Snapshot, method};
+use host_proxy::drivers::csi::proto::{
+    BlockMetadata, CreateSnapshotResponse, DeltaResponse, Snapshot, method,
+};
 use host_proxy::drivers::csi::{Csi, Place};
 use host_proxy::drivers::{
     Continue, CutSet, Driver, DriverError, Found, Kind, Owner, Plan, ROOM_UNKNOWN, Recovered,
@@ -503,4 +505,77 @@ fn a_plugin_that_was_started_anew_behind_the_same_socket_is_found() {
     // The old one goes away with its connections.
     first.server.stop();
     wait_until("the new one answers", Duration::from_secs(10), || driver.check(volume).is_ok());
+}
+
+/// Run by hand against the Kubernetes host-path driver, `check` took any name for a volume: that driver answers GET_VOLUME for
+/// what it does not have, too.
+#[test]
+fn a_volume_that_the_plugin_does_not_know_is_refused_whatever_it_says_when_asked_for_it() {
+    let array = Array::start(EVERYTHING);
+    array.server.state().tells_any = true;
+    let mut volume = array.volumes().remove(0);
+    array.driver().check(&volume).unwrap();
+    // What it says of capabilities is of no interest.
+    for code in [3, 9, 12, 13] {
+        array.server.fault(method::VALIDATE_VOLUME, refuses(code));
+        array.driver().check(&volume).unwrap_or_else(|error| panic!("{code}: {}", told(&error)));
+    }
+    array.server.fault(method::VALIDATE_VOLUME, refuses(14));
+    assert_eq!(array.driver().check(&volume).unwrap_err().kind, Kind::Unreachable);
+    volume.source = array.absent();
+    let error = array.driver().check(&volume).unwrap_err();
+    assert_eq!(error.kind, Kind::NotFound, "{}", told(&error));
+}
+
+#[test]
+fn of_changes_that_are_none_nothing_is_believed() {
+    let array = Array::start(SINGLES);
+    let volume = &array.volumes()[0];
+    let first = take(&array);
+    array.write(volume, 0x22);
+    let second = take(&array);
+    let ask = || {
+        let driver = array.driver();
+        driver.changes().expect("it can tell").changes(first, second, &volume.serial)
+    };
+    let changed: u64 = ask().unwrap().iter().map(|extent| extent.length).sum();
+    assert_eq!(changed, 1 << 20);
+    let garbage = |ranges: &[(i64, i64)]| {
+        let block_metadata = ranges
+            .iter()
+            .map(|(byte_offset, size_bytes)| BlockMetadata {
+                byte_offset: *byte_offset,
+                size_bytes: *size_bytes,
+            })
+            .collect();
+        let message = DeltaResponse { block_metadata_type: 2, volume_capacity_bytes: 0, block_metadata };
+        Fault::WorksAndAnswers(message.encode_to_vec())
+    };
+    for (fault, kind, words) in [
+        (garbage(&[(0, 0)]), Kind::Failed, "a range that is none"),
+        (garbage(&[(-4096, 4096)]), Kind::Failed, "a range that is none"),
+        (garbage(&[(0, 8192), (4096, 4096)]), Kind::Failed, "not in order"),
+        (Fault::WorksAndAnswers(vec![0xff; 9]), Kind::Failed, "GetMetadataDelta"),
+        (Fault::WorksAndDies, Kind::Unreachable, "GetMetadataDelta"),
+        (refuses(FAILED_PRECONDITION), Kind::Unsupported, "does not track"),
+        (refuses(5), Kind::NotFound, "as told"),
+    ] {
+        array.server.fault(method::GET_METADATA_DELTA, fault);
+        let error = ask().unwrap_err();
+        assert_eq!(error.kind, kind, "{words}: {}", told(&error));
+        assert!(told(&error).contains(words), "{words}: {}", told(&error));
+    }
+    // What is behind the end is none of the disk's.
+    array.server.fault(method::GET_METADATA_DELTA, garbage(&[(0, i64::MAX)]));
+    assert_eq!(ask().unwrap(), [host_proxy::drivers::Extent { offset: 0, length: crate::DISK_BYTES }]);
+
+    let silent = Array { timeout: SHORT, ..array };
+    silent.server.fault(method::GET_METADATA_DELTA, Fault::Hangs);
+    let began = Instant::now();
+    let driver = silent.driver();
+    let error = driver.changes().unwrap().changes(first, second, &volume.serial).unwrap_err();
+    assert_eq!(error.kind, Kind::DeadlinePassed, "{}", told(&error));
+    assert!(began.elapsed() < SHORT * 4, "{:?}", began.elapsed());
+    delete(&silent, first);
+    delete(&silent, second);
 }

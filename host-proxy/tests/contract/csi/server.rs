@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use host_proxy::drivers::csi::proto::{
-    self, Capabilities, Capability, CapabilityType, Capacity, CreateGroupRequest, CreateGroupResponse,
-    CreateSnapshotRequest, CreateSnapshotResponse, DeleteGroupRequest, DeleteSnapshotRequest, Empty,
-    GetVolumeRequest, GetVolumeResponse, Group, ListSnapshotsRequest, ListSnapshotsResponse, PluginInfo,
-    ProbeResponse, Snapshot, Timestamp, Volume, method,
+    self, BlockMetadata, Capabilities, Capability, CapabilityType, Capacity, CreateGroupRequest,
+    CreateGroupResponse, CreateSnapshotRequest, CreateSnapshotResponse, DeleteGroupRequest,
+    DeleteSnapshotRequest, DeltaRequest, DeltaResponse, Empty, GetVolumeRequest, GetVolumeResponse, Group,
+    ListSnapshotsRequest, ListSnapshotsResponse, PluginInfo, ProbeResponse, Snapshot, Timestamp,
+    ValidateVolumeRequest, Volume, method,
 };
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -21,6 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 
 /// gRPC's numbers.
+pub(crate) const INVALID_ARGUMENT: i32 = 3;
 pub(crate) const NOT_FOUND: i32 = 5;
 pub(crate) const ALREADY_EXISTS: i32 = 6;
 pub(crate) const RESOURCE_EXHAUSTED: i32 = 8;
@@ -28,7 +30,8 @@ pub(crate) const FAILED_PRECONDITION: i32 = 9;
 pub(crate) const ABORTED: i32 = 10;
 pub(crate) const UNIMPLEMENTED: i32 = 12;
 
-type Answer = Result<Vec<u8>, (i32, String)>;
+/// The messages of an answer: one, but for streams.
+type Answer = Result<Vec<Vec<u8>>, (i32, String)>;
 
 /// What a method does instead of its work, once.
 #[derive(Debug, Clone)]
@@ -52,6 +55,7 @@ pub(crate) struct Offers {
     pub(crate) lists: bool,
     pub(crate) groups: bool,
     pub(crate) room: bool,
+    pub(crate) changes: bool,
 }
 
 /// All that it knows.
@@ -68,7 +72,9 @@ pub(crate) struct State {
     pub(crate) unready: u32,
     /// Whether of one volume it tells one snapshot only, as the Kubernetes host-path driver does.
     pub(crate) tells_one: bool,
-    /// How many snapshots one page holds.
+    /// Whether it says of any volume that it is there, as the Kubernetes host-path driver does where it is asked for one.
+    pub(crate) tells_any: bool,
+    /// How many snapshots, or changed ranges, one page holds.
     pub(crate) page: usize,
     /// What came with the last call that had secrets.
     pub(crate) secrets: BTreeMap<String, String>,
@@ -109,6 +115,7 @@ impl Server {
             is_full: false,
             unready: 0,
             tells_one: false,
+            tells_any: false,
             page: 100,
             secrets: BTreeMap::new(),
             parameters: BTreeMap::new(),
@@ -190,7 +197,7 @@ async fn serve(
             .find(|(method, _)| **method == path)
             .and_then(|(_, faults)| faults.pop_front())
     };
-    let work = || state.lock().unwrap().answer(&path, &message);
+    let work = || state.lock().unwrap().answers(&path, &message);
     let answer = match fault {
         None => work(),
         Some(Fault::Refuses(code, text)) => Err((code, text)),
@@ -204,14 +211,17 @@ async fn serve(
             end.notify_one();
             std::future::pending().await
         }
-        Some(Fault::WorksAndAnswers(bytes)) => work().map(|_| bytes),
+        Some(Fault::WorksAndAnswers(bytes)) => work().map(|_| vec![bytes]),
     };
     let (frame, code, text) = match answer {
-        Ok(message) => {
-            let mut frame = vec![0];
-            frame.extend(u32::try_from(message.len()).expect("a small message").to_be_bytes());
-            frame.extend(message);
-            (frame, 0, String::new())
+        Ok(messages) => {
+            let mut frames = Vec::new();
+            for message in messages {
+                frames.push(0);
+                frames.extend(u32::try_from(message.len()).expect("a small message").to_be_bytes());
+                frames.extend(message);
+            }
+            (frames, 0, String::new())
         }
         Err((code, text)) => (Vec::new(), code, text),
     };
@@ -236,7 +246,43 @@ fn capabilities(types: &[(i32, bool)]) -> Capabilities {
 }
 
 impl State {
-    fn answer(&mut self, path: &str, message: &[u8]) -> Answer {
+    fn answers(&mut self, path: &str, message: &[u8]) -> Answer {
+        match path {
+            method::GET_METADATA_DELTA if self.offers.changes => self.delta(&decode(message)),
+            _ => self.answer(path, message).map(|one| vec![one]),
+        }
+    }
+
+    /// By comparing all bytes, as the Kubernetes host-path driver does.
+    fn delta(&self, request: &DeltaRequest) -> Answer {
+        let find = |id: &str| {
+            let found = self.snapshots.iter().position(|one| one.id == id);
+            found.ok_or((NOT_FOUND, "no such snapshot".to_owned()))
+        };
+        let (base, target) = (find(&request.base_snapshot_id)?, find(&request.target_snapshot_id)?);
+        if base >= target {
+            return Err((INVALID_ARGUMENT, "the base is not the older one".to_owned()));
+        }
+        let read = |index: usize| fs::read(&self.snapshots[index].file).expect("a snapshot's file");
+        let (old, new) = (read(base), read(target));
+        let blocks = old.chunks(4096).zip(new.chunks(4096)).enumerate();
+        let changed = blocks.filter(|(_, (old, new))| old != new).map(|(n, (_, new))| BlockMetadata {
+            byte_offset: i64::try_from(n * 4096).expect("a small disk"),
+            size_bytes: i64::try_from(new.len()).expect("a block"),
+        });
+        let capacity = i64::try_from(new.len()).expect("a small disk");
+        let message = |some: &[BlockMetadata]| {
+            DeltaResponse {
+                block_metadata_type: 1,
+                volume_capacity_bytes: capacity,
+                block_metadata: some.to_vec(),
+            }
+            .encode_to_vec()
+        };
+        Ok(changed.collect::<Vec<_>>().chunks(self.page.min(7)).map(message).collect())
+    }
+
+    fn answer(&mut self, path: &str, message: &[u8]) -> Result<Vec<u8>, (i32, String)> {
         Ok(match path {
             method::GET_PLUGIN_INFO => {
                 PluginInfo { name: self.name.clone(), vendor_version: "1".to_owned() }.encode_to_vec()
@@ -245,6 +291,7 @@ impl State {
             method::GET_PLUGIN_CAPABILITIES => capabilities(&[
                 (proto::CONTROLLER_SERVICE, true),
                 (proto::GROUP_CONTROLLER_SERVICE, self.offers.groups),
+                (proto::SNAPSHOT_METADATA_SERVICE, self.offers.changes),
             ])
             .encode_to_vec(),
             method::GET_CAPABILITIES => capabilities(&[
@@ -259,6 +306,15 @@ impl State {
             method::GET_VOLUME => {
                 self.volume(&decode::<GetVolumeRequest>(message).volume_id)?.encode_to_vec()
             }
+            method::VALIDATE_VOLUME => {
+                let ValidateVolumeRequest { volume_id, volume_capabilities, secrets } = decode(message);
+                self.secrets = secrets;
+                if volume_capabilities.len() != 1 {
+                    return Err((INVALID_ARGUMENT, "no capability".to_owned()));
+                }
+                let found = self.volumes.get(&volume_id).ok_or((NOT_FOUND, "no such volume".to_owned()));
+                found.map(|_| Empty {}.encode_to_vec())?
+            }
             method::CREATE_SNAPSHOT => self.create(decode(message))?.encode_to_vec(),
             method::DELETE_SNAPSHOT => self.delete(decode(message))?.encode_to_vec(),
             method::LIST_SNAPSHOTS => self.list(&decode(message)).encode_to_vec(),
@@ -269,6 +325,11 @@ impl State {
     }
 
     fn volume(&self, id: &str) -> Result<GetVolumeResponse, (i32, String)> {
+        if self.tells_any && !self.volumes.contains_key(id) {
+            return Ok(GetVolumeResponse {
+                volume: Some(Volume { capacity_bytes: 0, volume_id: id.to_owned() }),
+            });
+        }
         let file = self.volumes.get(id).ok_or((NOT_FOUND, "no such volume".to_owned()))?;
         let capacity_bytes =
             i64::try_from(fs::metadata(file).expect("a volume's file").len()).expect("small");
