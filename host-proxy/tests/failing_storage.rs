@@ -24,9 +24,10 @@ use host_proxy::drivers::{
 use host_proxy::policy::{self, Asker};
 use host_proxy::service::{Outcome, Service};
 use host_proxy::world::World;
+use protocol::attach::{Access, Attach};
 use protocol::message::{List, Prepare};
 use protocol::record::{State, Timing};
-use protocol::{Consistency, ErrorCode, SnapshotRecord, WireError};
+use protocol::{BoundedVec, Consistency, ErrorCode, SnapshotRecord, WireError};
 
 const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
 
@@ -139,7 +140,7 @@ fn service(folder: &Path, fs: &LoopFs, fault: &Fault) -> Arc<Service> {
     let text = format!(
         "[service]\nlisten_vsock = false\nstate_dir = \"{0}\"\ncontrol_socket = \"{0}/control\"\n\
          [[store]]\nname = \"s\"\ndriver = \"reflink\"\npath = \"{1}\"\nmin_free = \"1MiB\"\n\
-         [[vm]]\nname = \"db1\"\nuuid = \"{UUID}\"\nsocket = \"{0}/vsock\"\n\
+         [[vm]]\nname = \"db1\"\nuuid = \"{UUID}\"\nsocket = \"{0}/vsock\"\nqmp = \"{0}/qmp\"\n\
          [[vm.disk]]\nserial = \"data\"\nstore = \"s\"\npath = \"{1}/data.img\"\nformat = \"raw\"\n",
         folder.display(),
         fs.path().display()
@@ -301,4 +302,21 @@ async fn a_snapshot_that_is_whole_when_the_state_folder_is_full_is_told_and_foun
     assert_eq!((again.id, again.state), (known[0].id, State::Ready));
     assert_eq!(again.consistency, Consistency::Filesystem);
     assert!(service.reconcile().await.unwrap().is_clean());
+}
+
+/// By a driver without `expose`, as `csi` is, it was searched for in all stores and then not found.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_its_storage_cannot_show_is_not_attached_and_nothing_is_noted_of_it() {
+    let (fs, folder) = (storage(), tempfile::tempdir().unwrap());
+    let service = service(folder.path(), &fs, &Fault::default());
+    let made = take(&service, &prepare(Consistency::Filesystem), Duration::from_secs(60)).await.unwrap();
+    let wanted = Attach { id: made.id, disks: BoundedVec::empty(), access: Access::ReadOnly };
+    let world = service.world();
+    let vm = world.vm(UUID.parse().unwrap()).unwrap();
+    let error = service.attach(vm, &wanted).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::Unsupported, "{error}");
+    assert!(error.message.as_str().contains("the driver reflink can't show one"), "{error}");
+    assert_eq!(service.attachments(vm).await.unwrap(), []);
+    let told = service.abilities(vm).await;
+    assert!(!told[0].abilities.iter().any(|word| word.as_str() == "attach"), "{told:?}");
 }
