@@ -141,6 +141,10 @@ fn by_qemu_a_snapshot_is_mounted_listed_and_copied_from_by_virtio_scsi() {
     }
     scene.sh(&format!("hostsnap detach {}", scene.id));
     scene.nothing_is_left("it was attached");
+    let disks = scene.stage.vm.guest.json("hostsnap --json disks");
+    let can =
+        |disk: &Value| disk["abilities"].as_array().is_some_and(|words| words.contains(&json!("attach")));
+    assert!(disks.as_array().unwrap().iter().all(can), "{disks}");
     scene.is_looked_into();
 }
 

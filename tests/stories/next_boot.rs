@@ -140,8 +140,8 @@ fn a_boot_with_snapshots_attached_mounts_the_originals_and_the_copies_are_still_
     assert_eq!(planned["disks"].as_array().map(Vec::len), Some(2), "{planned}");
     scene.sh(&format!("hostsnap detach {id}"));
 
-    // One after another: a snapshot's disk is attached one way at a time.
-    for at in DISKS {
+    // Under a live udev, the two that take the most hands: each gets another name or another UUID.
+    for at in ["bt", "lv"] {
         scene.sh(&format!("hostsnap mount {id} /mnt --path /{at}"));
         assert_eq!(scene.sh("cat /mnt/file"), "before\n", "{at}");
         scene.sh("hostsnap umount /mnt");
