@@ -30,6 +30,8 @@ pub enum Tools {
     Zfs,
     /// To be a host itself: QEMU, vhost-vsock.
     Host,
+    /// To serve disks over NBD: QEMU's programs for images, for a Debian.
+    Nbd,
 }
 
 impl Tools {
@@ -39,7 +41,7 @@ impl Tools {
             Self::Btrfs => &["/bin/mkfs.btrfs", "/bin/btrfs"],
             Self::DeviceMapper => &["/sbin/lvm", "/sbin/dmsetup", "/sbin/cryptsetup", "/usr/sbin/thin_delta"],
             Self::Md => &["/sbin/mdadm"],
-            Self::VsockLoopback | Self::Zfs => &[],
+            Self::VsockLoopback | Self::Zfs | Self::Nbd => &[],
             Self::Host => &["/usr/bin/qemu-system-x86_64"],
         }
     }
@@ -62,6 +64,7 @@ impl Tools {
             Self::VsockLoopback => &["vsock_loopback"],
             Self::Zfs => &["zfs"],
             Self::Host => &["vhost_vsock", "kvm_amd", "kvm_intel"],
+            Self::Nbd => &[],
         }
     }
 }
@@ -115,6 +118,11 @@ pub fn of(
         let programs = assets::zfs();
         entries.add_tree(&programs, &programs)?;
     }
+    if tools.contains(&Tools::Nbd) {
+        for program in ["qemu-img", "qemu-io", "qemu-storage-daemon"] {
+            entries.add_program_for_debian(&which(program)?)?;
+        }
+    }
     let modules: Vec<&str> =
         BASE_MODULES.iter().chain(tools.iter().flat_map(|tools| tools.modules())).copied().collect();
     entries.add_modules(&modules)?;
@@ -164,6 +172,16 @@ impl Entries {
         {
             let place = word.trim_end_matches(':');
             self.add_file(Path::new(place), place)?;
+        }
+        Ok(())
+    }
+
+    /// A program and its libraries for a whole Debian of this machine's release, which may lack some of them.
+    fn add_program_for_debian(&mut self, program: &Path) -> io::Result<()> {
+        let mut needed = Self::default();
+        needed.add_program(program, &program.to_string_lossy())?;
+        for (place, entry) in needed.0 {
+            self.0.insert(format!("{FOR_DEBIAN}{place}"), entry);
         }
         Ok(())
     }

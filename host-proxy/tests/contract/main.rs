@@ -7,6 +7,7 @@ mod ceph;
 mod changes;
 mod cluster;
 mod csi;
+mod export;
 mod lvm;
 mod lvm_faults;
 mod monitor;
@@ -66,13 +67,13 @@ fn qemu_keeps_the_contract() {
 
 #[test]
 fn lvm_thin_keeps_the_contract() {
-    let plan = Plan::debian("contract-lvm").tools([Tools::DeviceMapper]);
+    let plan = Plan::debian("contract-lvm").tools([Tools::DeviceMapper, Tools::Nbd]);
     within::run("lvm_thin_keeps_the_contract", plan, || contract(&lvm::ThinVolumes::new()));
 }
 
 #[test]
 fn zfs_keeps_the_contract() {
-    let plan = Plan::debian("contract-zfs").tools([Tools::Zfs]);
+    let plan = Plan::debian("contract-zfs").tools([Tools::Zfs, Tools::Nbd]);
     within::run("zfs_keeps_the_contract", plan, || contract(&zfs::Tank::new()));
 }
 
@@ -97,6 +98,7 @@ fn promises(bench: &dyn Bench) {
     what_a_crash_leaves_is_recovered(bench);
     what_is_done_survives_the_loss_of_power(bench);
     changes::what_changed_between_two_snapshots_is_told(bench);
+    export::what_is_served_is_the_snapshot_and_what_changed_is_marked(bench);
     a_full_store_is_told_and_left_as_it_was(bench);
     assert_eq!(bench.driver().list().unwrap(), [], "the contract leaves nothing behind");
 }
