@@ -242,7 +242,11 @@ async fn create_one(ask: &Ask, create: Create) -> Result<Box<SnapshotRecord>, Wi
         keep_for_s: create.keep_for.map(|time| time.as_secs()),
         freeze_timeout_ms: u32::try_from(create.freeze_timeout.as_millis()).unwrap_or(u32::MAX),
     };
-    let asked = ControlRequest::Create { vm: create.vm, create: request };
+    let asked = if create.no_agent {
+        ControlRequest::CreateAlone { vm: create.vm, create: request }
+    } else {
+        ControlRequest::Create { vm: create.vm, create: request }
+    };
     let mut stream = connect(&ask.control).await?;
     transport::send(&mut stream, &asked).await.map_err(|error| broken(&error))?;
     let bar = progress_bar();

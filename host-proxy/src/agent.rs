@@ -115,6 +115,7 @@ async fn open(vm: &Vm) -> io::Result<Box<dyn Stream>> {
     match &vm.peer {
         PeerId::Cid(cid) => Ok(Box::new(VsockStream::connect(VsockAddr::new(*cid, PORT)).await?)),
         PeerId::Socket(path) => Ok(Box::new(hybrid(path).await?)),
+        PeerId::Nobody => Err(io::Error::other("it does not run, or has no vsock device")),
     }
 }
 

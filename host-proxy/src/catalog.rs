@@ -17,6 +17,7 @@
 mod age;
 mod attachments;
 mod error;
+mod pauses;
 mod query;
 mod row;
 mod schema;
@@ -33,6 +34,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 pub use attachments::{Attached, Stage};
 pub use error::{CatalogError, FindError};
+pub use pauses::Pause;
 use row::{RECORD_VERSION, bytes_of, json, key, moment, read};
 
 /// How far a snapshot is.

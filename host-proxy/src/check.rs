@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::cli::Output;
 use crate::config::{Config, PeerId, Vm};
+use crate::discover;
 use crate::drivers::{ROOM_UNKNOWN, VolumeFacts};
 use crate::failure;
 use crate::service::chain;
@@ -40,11 +41,12 @@ pub fn run(config: &Path, output: Output) -> ExitCode {
     let world = Config::load(config)
         .map_err(anyhow::Error::from)
         .and_then(|config| World::new(config, None).map_err(anyhow::Error::from));
-    let world = match world {
+    let mut world = match world {
         Ok(world) => world,
         Err(error) => return failure::of(&error, output.json),
     };
-    let findings = look(&world);
+    let mut findings = look_at_libvirt(&mut world);
+    findings.splice(0..0, look(&world));
     if output.json {
         println!("{}", serde_json::to_string_pretty(&findings).expect("no value that JSON lacks"));
     } else {
@@ -73,6 +75,25 @@ impl DiskFacts {
         let room = self.free_bytes.map_or_else(|| "?".to_owned(), view::size);
         let Self { driver, abilities, limits, .. } = self;
         format!("{driver}, {room} free; can: {}; {limits}", view::abilities(abilities))
+    }
+}
+
+/// Asks libvirt for its machines, where that is asked for; they are looked at as those of the file.
+fn look_at_libvirt(world: &mut World) -> Vec<Finding> {
+    let Some(libvirt) = world.config.discovered_by_libvirt() else { return Vec::new() };
+    let what = format!("libvirt at {}", libvirt.uri);
+    let finding = |what, ok, says| Finding { what, ok, says, disk: None };
+    match discover::look(&world.config, &libvirt) {
+        Ok(machines) => {
+            world.config.vms = machines.vms;
+            let count = discover::discovered(&world.config).len();
+            let mut findings =
+                vec![finding(what, true, format!("{count} machines that the file does not name"))];
+            let left_out = machines.left_out.into_iter();
+            findings.extend(left_out.map(|one| finding(one.what, false, format!("left out: {}", one.why))));
+            findings
+        }
+        Err(error) => vec![finding(what, false, chain(&error))],
     }
 }
 

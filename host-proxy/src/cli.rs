@@ -254,8 +254,14 @@ pub struct Create {
     /// Attach a remark
     #[arg(long, default_value = "", hide_default_value = true)]
     pub note: Note,
-    /// The least that is acceptable: crash, filesystem or application
-    #[arg(long, default_value = "filesystem")]
+    /// Do not ask the guest: the host cuts alone, as a power cut would, whatever the guest is doing
+    ///
+    /// Several disks are of one instant where their storage makes them so, and else if the machine can be paused (`qmp`
+    /// in its [[vm]], or libvirt): it stands still while they are cut, ten seconds at most.
+    #[arg(long, conflicts_with = "paths")]
+    pub no_agent: bool,
+    /// The least that is acceptable: crash, filesystem or application; with --no-agent crash
+    #[arg(long, default_value = "filesystem", default_value_if("no_agent", "true", "crash"))]
     pub consistency: Consistency,
     /// Remove it after this time, such as 7d
     #[arg(long, value_name = "DURATION", value_parser = duration)]

@@ -6,6 +6,7 @@
 mod backend;
 mod check;
 mod disk;
+mod libvirt;
 mod place;
 mod units;
 
@@ -20,8 +21,11 @@ use protocol::{DiskSerial, VmUuid};
 use serde::Deserialize;
 
 pub use backend::Backend;
+pub use libvirt::{Discover, LibvirtConfig};
 
 use crate::drivers::{Format, Source};
+use crate::vmm::libvirt::Domain;
+use crate::vmm::monitor::Monitor;
 
 /// The whole configuration.
 #[derive(Debug, Clone, Deserialize)]
@@ -30,6 +34,8 @@ pub struct Config {
     /// The service itself.
     #[serde(default)]
     pub service: ServiceConfig,
+    /// The machines that libvirt has.
+    pub libvirt: Option<LibvirtConfig>,
     /// Where snapshots are kept.
     #[serde(default, rename = "store")]
     pub stores: Vec<Store>,
@@ -44,6 +50,8 @@ pub struct Config {
 pub struct ServiceConfig {
     /// Whether to listen on AF_VSOCK.
     pub listen_vsock: bool,
+    /// Who tells which machines there are, beside the file.
+    pub discover: Option<Discover>,
     /// Whether CID 1, the machine itself, may be a virtual machine: for tests.
     pub allow_local_cid: bool,
     /// Whether a guest must connect from a port below 1024, where the transport shows it.
@@ -71,7 +79,7 @@ pub struct Store {
 }
 
 /// `[[vm]]`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Vm {
     /// Its name.
     pub name: Name,
@@ -81,6 +89,10 @@ pub struct Vm {
     pub peer: PeerId,
     /// Its QMP socket.
     pub qmp: Option<PathBuf>,
+    /// What it is to libvirt, where libvirt has it.
+    pub domain: Option<Domain>,
+    /// Whether it is known from libvirt alone.
+    pub is_discovered: bool,
     /// What its guest may do.
     pub allow: BTreeSet<Verb>,
     /// Whether its guest may delete its own snapshots.
@@ -98,6 +110,8 @@ pub enum PeerId {
     Cid(u32),
     /// By the hybrid vsock device with this base path.
     Socket(PathBuf),
+    /// It does not: it does not run, or has no vsock device.
+    Nobody,
 }
 
 /// What a guest may do.
@@ -161,6 +175,7 @@ impl Default for ServiceConfig {
     fn default() -> Self {
         Self {
             listen_vsock: true,
+            discover: None,
             allow_local_cid: false,
             require_privileged_port: true,
             state_dir: "/var/lib/hostsnap".into(),
@@ -178,6 +193,12 @@ impl Default for Quota {
 }
 
 impl Config {
+    /// What is said of libvirt's machines, where libvirt is asked for them.
+    pub fn discovered_by_libvirt(&self) -> Option<LibvirtConfig> {
+        let Discover::Libvirt = self.service.discover?;
+        Some(self.libvirt.clone().unwrap_or_default())
+    }
+
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text =
@@ -197,6 +218,14 @@ impl Config {
         }
         let lines: Vec<_> = mistakes.iter().map(|mistake| mistake.tell(path, text)).collect();
         Err(ConfigError::Mistakes(lines.join("\n")))
+    }
+}
+
+impl Vm {
+    /// By whom it is asked while it runs, if there is somebody.
+    pub fn monitor(&self) -> Option<Monitor> {
+        let by_qmp = self.qmp.clone().map(Monitor::Qmp);
+        by_qmp.or_else(|| self.domain.clone().map(Monitor::Libvirt))
     }
 }
 
@@ -234,7 +263,9 @@ impl<'de> Deserialize<'de> for Vm {
             uuid: raw.uuid,
             peer,
             qmp: raw.qmp,
-            allow: raw.allow.unwrap_or_else(|| [Verb::Create, Verb::List, Verb::Delete, Verb::Attach].into()),
+            domain: None,
+            is_discovered: false,
+            allow: raw.allow.unwrap_or_else(Verb::all),
             guest_may_delete: raw.guest_may_delete,
             quota: raw.quota,
             disks: raw.disks,
@@ -244,6 +275,13 @@ impl<'de> Deserialize<'de> for Vm {
 
 fn yes() -> bool {
     true
+}
+
+impl Verb {
+    /// All of them.
+    pub fn all() -> BTreeSet<Self> {
+        [Self::Create, Self::List, Self::Delete, Self::Attach].into()
+    }
 }
 
 impl fmt::Display for Verb {
@@ -262,6 +300,7 @@ impl fmt::Display for PeerId {
         match self {
             Self::Cid(cid) => write!(f, "cid {cid}"),
             Self::Socket(path) => write!(f, "{}", path.display()),
+            Self::Nobody => f.write_str("nowhere"),
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::audit::{Decision, Event};
 use crate::config::Vm;
 use crate::drivers::Extent;
 use crate::policy;
-use crate::service::{DiskChanges, Report, Service};
+use crate::service::{Alone, DiskChanges, Report, Service};
 use crate::session;
 use crate::transport::{self, TransportError};
 
@@ -83,6 +83,13 @@ pub enum ControlRequest {
     Detach(SnapshotId),
     /// Show a disk of a snapshot on this host, as long as this connection lasts.
     Export(export::Wanted),
+    /// Take a snapshot of a machine without asking its guest.
+    CreateAlone {
+        /// The machine's name.
+        vm: Name,
+        /// The options.
+        create: AgentCreate,
+    },
 }
 
 /// What the service answers.
@@ -92,7 +99,7 @@ pub enum ControlReply {
     Vms(Vec<VmStatus>),
     /// To `List`.
     Page(Page),
-    /// To `Show`, `Create` and `Lock`.
+    /// To `Show`, `Create`, `CreateAlone` and `Lock`.
     Snapshot(Box<SnapshotRecord>),
     /// To `Delete`.
     Deleted(DeleteOutcome),
@@ -244,6 +251,10 @@ async fn answer(
         }
         ControlRequest::Detach(id) => ControlReply::Detached(detach(service, id).await?),
         ControlRequest::Export(_) => unreachable!("it has a conversation of its own"),
+        ControlRequest::CreateAlone { vm, create } => {
+            let vm = vm_named(service, &vm)?;
+            ControlReply::Snapshot(service.create_without_agent(&vm, create, Alone::NotAsked).await?)
+        }
     })
 }
 
@@ -394,7 +405,7 @@ async fn create_in(
             }
         }
         Err(error) if error.code == ErrorCode::Unreachable => {
-            service.create_without_agent(vm, create, error).await
+            service.create_without_agent(vm, create, Alone::NoAgent(error)).await
         }
         Err(error) => Err(error),
     }

@@ -13,6 +13,7 @@
 //! | [`export`] | a snapshot's disk served over NBD, by a child |
 //! | [`catalog`], [`audit`] | what is known, what was decided |
 //! | [`control`], [`agent`] | the administrator's way in; the way to a guest's daemon |
+//! | [`discover`] | the machines that libvirt has |
 //! | [`world`], [`transport`] | a configuration made real; frames over streams |
 //! | [`serve`], [`check`], [`admin`], [`offline`] | the ways to run the program, by [`cli`] |
 //! | [`failure`] | how each of them ends when it failed |
@@ -26,6 +27,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod discover;
 pub mod drivers;
 pub mod exec;
 pub mod export;

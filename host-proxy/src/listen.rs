@@ -54,7 +54,7 @@ impl Listeners {
             .iter()
             .filter_map(|vm| match &vm.peer {
                 PeerId::Socket(path) => Some(((vm.uuid, path.clone()), 0)),
-                PeerId::Cid(_) => None,
+                PeerId::Cid(_) | PeerId::Nobody => None,
             })
             .collect();
         self.hybrid.retain(|key, task| {

@@ -13,6 +13,7 @@ use rustix::net::AddressFamily;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 
 use crate::audit::Audit;
 use crate::catalog::Catalog;
@@ -24,8 +25,12 @@ use crate::world::World;
 
 /// How often unfinished and expired snapshots are looked after.
 const TEND_EVERY: Duration = Duration::from_secs(60);
+/// How often it is looked which machines libvirt has. Who comes in by a CID is looked up at that moment.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long open conversations may go on after a stop was asked for.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How long a machine that is paused then may be waited for before it is let go on.
+const LET_GO_LIMIT: Duration = Duration::from_secs(12);
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(config_path: &Path) -> Result<()> {
@@ -48,6 +53,8 @@ async fn serve(config_path: &Path, inherited: Inherited) -> Result<()> {
     let audit = Audit::open(&state_dir).context("open the audit log")?;
     let world = World::new(config.clone(), None)?;
     let service = Service::new(world, catalog, audit);
+    // Without libvirt the machines of the file are served all the same; the failure is in the log.
+    let _ = service.look_at_machines(Instant::now()).await;
 
     let report = service.reconcile().await?;
     if !report.is_clean() {
@@ -75,6 +82,7 @@ async fn serve(config_path: &Path, inherited: Inherited) -> Result<()> {
     };
     tokio::spawn(control::serve(Arc::clone(&service), control));
     tokio::spawn(tend(Arc::clone(&service)));
+    tokio::spawn(follow_machines(Arc::clone(&service)));
     tokio::spawn(watchdog());
 
     notify(&[NotifyState::Ready]);
@@ -85,7 +93,7 @@ async fn serve(config_path: &Path, inherited: Inherited) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
-            _ = reload.recv() => reload_config(config_path, &service, &mut listeners),
+            _ = reload.recv() => reload_config(config_path, &service, &mut listeners).await,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -95,20 +103,23 @@ async fn serve(config_path: &Path, inherited: Inherited) -> Result<()> {
     if tokio::time::timeout(STOP_LIMIT, listeners.close()).await.is_err() {
         tracing::warn!("conversations were still open; what they left is picked up at the next start");
     }
+    service.let_go(LET_GO_LIMIT).await;
     Ok(())
 }
 
 /// A configuration with a mistake changes nothing.
-fn reload_config(path: &Path, service: &Arc<Service>, listeners: &mut Listeners) {
+async fn reload_config(path: &Path, service: &Arc<Service>, listeners: &mut Listeners) {
     if let Ok(now) = NotifyState::monotonic_usec_now() {
         notify(&[NotifyState::Reloading, now]);
     }
     let before = service.world();
-    let reloaded = Config::load(path)
-        .map_err(anyhow::Error::from)
-        .and_then(|config| World::new(config, Some(&before)).map_err(anyhow::Error::from));
+    let reloaded = match Config::load(path) {
+        Ok(config) => service.take_over(config).await.map_err(anyhow::Error::from),
+        Err(error) => Err(error.into()),
+    };
     match reloaded {
-        Ok(world) => {
+        Ok(()) => {
+            let world = service.world();
             if world.config.service != before.config.service {
                 tracing::warn!(
                     "[service] changed: listen_vsock, state_dir and control_socket need a restart"
@@ -116,11 +127,19 @@ fn reload_config(path: &Path, service: &Arc<Service>, listeners: &mut Listeners)
             }
             listeners.follow(&world.config);
             tracing::info!(vms = world.config.vms.len(), "configuration reloaded");
-            service.replace_world(world);
         }
         Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
     }
     notify(&[NotifyState::Ready]);
+}
+
+/// Looks which machines libvirt has, where that is asked for.
+async fn follow_machines(service: Arc<Service>) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        // The failure is in the log, once.
+        let _ = service.look_at_machines(Instant::now()).await;
+    }
 }
 
 async fn tend(service: Arc<Service>) {

@@ -5,7 +5,9 @@
 //! |---|---|
 //! | `create` | the beginning of a snapshot: checks, slow work, the intent |
 //! | `operation` | ready → cut → concluded: up to the storage's atomic point and what it is worth |
-//! | `agentless` | a snapshot of a machine whose guest has no agent |
+//! | `agentless` | a snapshot of a machine without its guest |
+//! | `machines` | those that libvirt has, looked at again and again |
+//! | `pause` | a machine that stands still meanwhile, and goes on on every path |
 //! | `settle` | from cut to durable, in the background, with progress |
 //! | `abilities` | what the storage of each disk can do |
 //! | `changes` | what changed between two snapshots |
@@ -35,9 +37,11 @@ mod exports;
 mod forget;
 mod in_flight;
 mod lock;
+mod machines;
 mod manifest;
 mod operation;
 mod overdue;
+mod pause;
 mod read;
 mod reconcile;
 mod settle;
@@ -50,6 +54,7 @@ use protocol::WireError;
 use protocol::record::UnixMillis;
 use tokio::sync::Semaphore;
 
+pub use agentless::Alone;
 pub use blocking::{Job, Tell, Workers};
 pub use changes::DiskChanges;
 pub use clock::{Clock, now};
@@ -67,6 +72,7 @@ use crate::world::World;
 use attach::Turns;
 use exports::Exports;
 use in_flight::InFlight;
+use machines::Looks;
 use overdue::Overdue;
 use shared::Freshness;
 
@@ -90,6 +96,9 @@ pub struct Service {
     turns: Turns,
     overdue: Overdue,
     exports: Exports,
+    /// Open for those who pause a machine, until the service stops.
+    pauses: Semaphore,
+    looks: Looks,
 }
 
 impl Service {
@@ -115,6 +124,8 @@ impl Service {
             turns: Turns::default(),
             overdue: Overdue::default(),
             exports: Exports::default(),
+            pauses: Semaphore::new(pause::ALL as usize),
+            looks: Looks::default(),
         })
     }
 

@@ -14,7 +14,7 @@ use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 use guest_agent::hooks::Hooks;
-use host_proxy::config::Config;
+use host_proxy::config::{Config, LibvirtConfig};
 
 fn packaging() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging")
@@ -102,8 +102,8 @@ fn the_example_configuration_is_valid_and_its_comments_show_the_defaults() {
     let as_it_stands = Config::parse(&text, &path).unwrap();
 
     // `# key = value` is a key that was left out. Of `cid` and `socket` only one may stand, and of
-    // qmp and bytes the example only shows the form.
-    let only_shown = ["socket", "qmp", "bytes"];
+    // qmp, bytes and discover the example only shows the form.
+    let only_shown = ["socket", "qmp", "bytes", "discover"];
     let mut shown = Vec::new();
     let written_out: Vec<_> = text
         .lines()
@@ -121,22 +121,27 @@ fn the_example_configuration_is_valid_and_its_comments_show_the_defaults() {
     let [before, after] = [&as_it_stands.vms[0], &written_out.vms[0]];
     assert_eq!(before.quota, after.quota);
     assert_eq!((&before.allow, before.guest_may_delete), (&after.allow, after.guest_may_delete));
-    assert_eq!(shown.len(), 15, "keys that are commented out: {shown:?}");
+    assert_eq!(shown.len(), 16, "keys that are commented out: {shown:?}");
 }
 
 #[test]
-fn the_example_of_a_thin_pool_is_valid_and_shows_the_defaults() {
+fn the_examples_of_other_stores_and_of_libvirt_are_valid_and_show_the_defaults() {
     let path = packaging().join("hostsnapd.toml");
     let text = fs::read_to_string(&path).unwrap();
+    let beside = "[service]\ndiscover = \"libvirt\"\n[[store]]\nname = \"images\"\ndriver = \"btrfs\"\npath = \"/srv\"\n";
     let shown: String = text
         .lines()
         .filter_map(|line| line.strip_prefix("#     ").filter(|rest| !rest.starts_with(' ')))
         .flat_map(|line| [line, "\n"])
         .collect();
+    let shown = format!("{beside}{shown}");
     let written_out = Config::parse(&shown, &path).unwrap();
     let default: String =
         shown.lines().filter(|line| !line.contains("_watermark")).flat_map(|line| [line, "\n"]).collect();
     assert_eq!(written_out.stores, Config::parse(&default, &path).unwrap().stores);
+    let libvirt = written_out.libvirt.unwrap();
+    let store = Some("images".to_owned());
+    assert_eq!(libvirt, LibvirtConfig { store, stores: libvirt.stores.clone(), ..LibvirtConfig::default() });
 }
 
 /// The unit's directives, comments left out.

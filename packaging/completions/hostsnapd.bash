@@ -205,7 +205,7 @@ _hostsnapd() {
             return 0
             ;;
         hostsnapd__subcmd__create)
-            opts="-h --control --json --label --note --consistency --keep-for --freeze-timeout --request-id --help"
+            opts="-h --control --json --label --note --no-agent --consistency --keep-for --freeze-timeout --request-id --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -63,12 +63,13 @@ complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand show" -s h -l help -
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand create" -l control -d 'The socket of the running service' -r -F
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand create" -l label -d 'Attach a label; may be repeated' -r
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand create" -l note -d 'Attach a remark' -r
-complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand create" -l consistency -d 'The least that is acceptable: crash, filesystem or application' -r
+complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand create" -l consistency -d 'The least that is acceptable: crash, filesystem or application; with --no-agent crash' -r
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand create" -l keep-for -d 'Remove it after this time, such as 7d' -r
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand create" -l freeze-timeout -d 'The longest that the guest may be frozen' -r
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand create" -l request-id -d 'Repeating a request with the same identifier gives the same snapshot' -r
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand create" -l json -d 'Print JSON'
-complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand create" -s h -l help -d 'Print help'
+complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand create" -l no-agent -d 'Do not ask the guest: the host cuts alone, as a power cut would, whatever the guest is doing'
+complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand create" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand delete" -l control -d 'The socket of the running service' -r -F
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand delete" -l json -d 'Print JSON'
 complete -c hostsnapd -n "__fish_hostsnapd_using_subcommand delete" -s h -l help -d 'Print help'

@@ -15,15 +15,19 @@
 //! | [`within`] | a test that runs inside of such a machine |
 //! | [`serial`] | what is said on that port, for both ends |
 //! | [`hostsnapd`] | the service, with a configuration for these machines |
+//! | [`libvirt`] | a libvirtd, for one test |
+//! | [`domain`] | a virtual machine that it runs |
 //! | [`monitor`] | a machine's QMP monitor, as a test asks it |
 //! | [`process`] | a process that is ended when dropped |
 //! | [`records`] | what the tests' application writes, and how it is verified |
 
 pub mod assets;
 pub mod ceph;
+pub mod domain;
 pub mod guest;
 pub mod hostsnapd;
 pub mod initramfs;
+pub mod libvirt;
 pub mod link;
 pub mod loopfs;
 pub mod monitor;

@@ -23,7 +23,7 @@ use crate::wait::wait_until;
 /// How long a guest may take to boot, under emulation on a busy machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
-const KERNEL_LINE: &str =
+pub(crate) const KERNEL_LINE: &str =
     "console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off tsc=reliable no_timer_check";
 const DEBIAN_MEMORY_MIB: u32 = 1024;
 const DEBIAN_SERIAL: &str = "debian-root";

@@ -34,6 +34,9 @@ const PACKAGES: &[&str] = &[
     "qemu-block-extra",
     "libnbd-bin",
     "restic",
+    "libvirt-daemon",
+    "libvirt-daemon-driver-qemu",
+    "libvirt-clients",
 ];
 
 /// What does not come with its like from one suite: here QEMU's utilities may be newer than what

@@ -12,6 +12,7 @@ use rusqlite::{Row, params};
 
 use super::row::key;
 use super::{Catalog, CatalogError};
+use crate::vmm::monitor::Monitor;
 
 /// How far an attachment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +34,8 @@ pub struct Attached {
     pub vm: VmUuid,
     /// How far it is.
     pub stage: Stage,
-    /// The monitor of the QEMU that has it.
-    pub monitor: PathBuf,
+    /// By whom it is plugged in and taken out.
+    pub monitor: Monitor,
     /// The clone that is thrown away with it.
     pub clone: Option<PathBuf>,
 }
@@ -92,7 +93,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Attached> {
         },
         vm: parsed(row, "vm_uuid")?,
         stage: row.get("stage")?,
-        monitor: path(row.get("monitor")?),
+        monitor: Monitor::from_bytes(row.get("monitor")?),
         clone: clone.map(path),
     })
 }
@@ -111,7 +112,7 @@ impl Catalog {
                 attachment.disk.as_str(),
                 i64::try_from(attachment.size_bytes).unwrap_or(i64::MAX),
                 stage.as_str(),
-                bytes(monitor),
+                monitor.to_bytes(),
                 clone.as_deref().map(bytes),
             ],
         )?;
@@ -167,7 +168,7 @@ mod tests {
             },
             vm: "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01".parse().unwrap(),
             stage: Stage::Attaching,
-            monitor: "/run/vm/db1.qmp".into(),
+            monitor: Monitor::Qmp("/run/vm/db1.qmp".into()),
             clone: Some(path(b"/store/\xff.qcow2".to_vec())),
         };
         let snapshot = attached.attachment.snapshot;

@@ -79,9 +79,15 @@ const STEPS: &[M<'_>] = &[
             disk        TEXT NOT NULL,
             size_bytes  INTEGER NOT NULL,
             stage       TEXT NOT NULL CHECK (stage IN ('attaching', 'attached', 'detaching')),
-            monitor     BLOB NOT NULL,      -- the path of QEMU's monitor
+            monitor     BLOB NOT NULL,      -- the path of QEMU's monitor, or libvirt's domain
             clone       BLOB,               -- the path of the clone that may be written to
             PRIMARY KEY (vm_uuid, name)
+        ) STRICT;",
+    ),
+    M::up(
+        "CREATE TABLE pauses (
+            vm_uuid     TEXT PRIMARY KEY,
+            monitor     BLOB NOT NULL       -- by whom it is let go on
         ) STRICT;",
     ),
 ];

@@ -53,6 +53,7 @@ pub(super) fn mistakes(config: &Config, text: &str) -> Vec<Mistake> {
     let mut found = Found { text, mistakes: Vec::new() };
     service(config, &places, &mut found);
     stores(config, &places, &mut found);
+    libvirt(config, &places, &mut found);
     vms(config, &places, &mut found);
     for (vm, places) in config.vms.iter().zip(&places.vm) {
         one_vm(config, vm, places, &mut found);
@@ -155,6 +156,31 @@ fn stores(config: &Config, places: &Places, found: &mut Found<'_>) {
     }
 }
 
+fn libvirt(config: &Config, places: &Places, found: &mut Found<'_>) {
+    let (Some(libvirt), places) = (&config.libvirt, &places.libvirt) else { return };
+    let at = start(
+        [&places.stores, &places.store, &places.uri].into_iter().find(|key| key.is_some()).unwrap_or(&None),
+    );
+    if config.service.discover.is_none() {
+        let what = "[libvirt] is of no use without discover = \"libvirt\" in [service]";
+        found.say(start(&places.uri).max(at), what.to_owned());
+    }
+    for store in libvirt.named_stores() {
+        if config.stores.iter().all(|one| one.name != *store) {
+            found.say(at, format!("[libvirt] names the store {store:?}, which is not there"));
+        }
+    }
+    for folder in libvirt.stores.keys() {
+        found.path(at, folder, "a folder of [libvirt] stores");
+    }
+    if libvirt.uri.is_empty() || libvirt.uri.starts_with('-') {
+        found.say(
+            start(&places.uri),
+            format!("{:?} is no URI of libvirt's, such as qemu:///system", libvirt.uri),
+        );
+    }
+}
+
 /// A dataset below another store's is that one's too: each would list and remove the other's snapshots.
 fn within_another(config: &Config, places: &Places, found: &mut Found<'_>) {
     let datasets =
@@ -250,6 +276,7 @@ fn peer_at(vm: &Vm, place: &VmPlaces) -> usize {
     match vm.peer {
         PeerId::Cid(_) => start(&place.cid),
         PeerId::Socket(_) => start(&place.socket),
+        PeerId::Nobody => start(&place.name),
     }
 }
 
@@ -267,7 +294,7 @@ fn one_vm(config: &Config, vm: &Vm, places: &VmPlaces, found: &mut Found<'_>) {
             start(&places.cid),
             format!("{} has the CID {cid}, which is reserved; guests have 3 and above", vm.name),
         ),
-        PeerId::Cid(_) => {}
+        PeerId::Cid(_) | PeerId::Nobody => {}
         PeerId::Socket(path) => {
             let suffix = format!("_{}", protocol::PORT);
             found.socket(start(&places.socket), path, &suffix, &format!("the socket of {}", vm.name));

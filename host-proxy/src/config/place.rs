@@ -12,6 +12,7 @@ type Key = Option<Spanned<IgnoredAny>>;
 #[serde(default)]
 pub(super) struct Places {
     pub(super) service: ServicePlaces,
+    pub(super) libvirt: LibvirtPlaces,
     pub(super) store: Vec<StorePlaces>,
     pub(super) vm: Vec<VmPlaces>,
 }
@@ -23,6 +24,14 @@ pub(super) struct ServicePlaces {
     pub(super) control_socket: Key,
     pub(super) max_connections_per_vm: Key,
     pub(super) max_lease: Key,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct LibvirtPlaces {
+    pub(super) uri: Key,
+    pub(super) stores: Key,
+    pub(super) store: Key,
 }
 
 #[derive(Default, Deserialize)]

@@ -276,6 +276,31 @@ fn a_socket_whose_path_no_kernel_takes_is_refused_with_the_port_counted() {
 }
 
 #[test]
+fn what_holds_for_libvirts_machines_is_checked_and_needs_libvirt_to_be_asked() {
+    let good = format!(
+        "[service]\ndiscover = \"libvirt\"\n[libvirt]\nuri = \"qemu:///system\"\nstore = \"images\"\n\
+         stores = {{ \"/data\" = \"images\" }}\nallow = [\"list\"]\n{GOOD}"
+    );
+    let config = Config::parse(&good, Path::new("x")).unwrap();
+    let libvirt = config.discovered_by_libvirt().unwrap();
+    assert_eq!((libvirt.allow.len(), libvirt.guest_may_delete, libvirt.quota.snapshots), (1, true, 100));
+    assert_eq!(Config::parse(GOOD, Path::new("x")).unwrap().discovered_by_libvirt(), None);
+    for (from, to, line, words) in [
+        ("discover = \"libvirt\"", "", 6, "of no use without discover = \"libvirt\""),
+        ("\"libvirt\"", "\"xen\"", 2, "expected `libvirt`"),
+        ("store = \"images\"", "store = \"x\"", 6, "names the store \"x\""),
+        ("\"/data\" = \"images\"", "\"/data\" = \"x\"", 6, "names the store \"x\""),
+        ("\"/data\"", "\"data\"", 6, "absolute"),
+        ("qemu:///system", "--connect", 4, "no URI"),
+        ("allow = [\"list\"]", "cid = 42", 7, "unknown field"),
+    ] {
+        let told = errors(&good.replacen(from, to, 1));
+        assert!(told.contains(words), "{from} → {to}: {told}");
+        assert!(told.contains(&format!("hostsnapd.toml:{line}:")), "{from} → {to}: {told}");
+    }
+}
+
+#[test]
 fn no_text_however_broken_makes_it_panic() {
     for cut in (0..GOOD.len()).filter(|at| GOOD.is_char_boundary(*at)) {
         let _ = Config::parse(&GOOD[..cut], Path::new("x"));

@@ -19,7 +19,7 @@ impl Service {
     pub async fn abilities(&self, vm: &Vm) -> Vec<DiskAbilities> {
         let world = self.world();
         // Another disk, beside those it has.
-        let takes_disks = vm.qmp.is_some();
+        let takes_disks = vm.monitor().is_some();
         let mut rooms = BTreeMap::new();
         let mut disks = Vec::with_capacity(vm.disks.len());
         for disk in &vm.disks {

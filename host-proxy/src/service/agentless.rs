@@ -1,4 +1,5 @@
-//! A snapshot of a machine whose guest has no agent: the host cuts alone, as a power cut would.
+//! A snapshot of a machine whose guest has no agent, or is not to be asked: the host cuts alone, as a power cut
+//! would. Several disks that their storage does not cut at one instant are cut while the machine stands still.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,17 +17,42 @@ use crate::audit::{Decision, Event};
 use crate::config::Vm;
 use crate::policy::Asker;
 
+/// Why the host cuts alone.
+#[derive(Debug)]
+pub enum Alone {
+    /// The guest's agent does not answer.
+    NoAgent(WireError),
+    /// It is not to be asked.
+    NotAsked,
+}
+
+impl Alone {
+    fn freeze(&self) -> Freeze {
+        match self {
+            Self::NoAgent(_) => Freeze::NoAgent,
+            Self::NotAsked => Freeze::NotAsked,
+        }
+    }
+
+    fn into_error(self) -> WireError {
+        match self {
+            Self::NoAgent(error) => error,
+            Self::NotAsked => WireError::new(ErrorCode::BadRequest, "no agent is to be asked"),
+        }
+    }
+}
+
 impl Service {
-    /// A snapshot of all disks of a machine whose guest has no agent: crash-consistent at best, and
-    /// only if that is what was asked for.
+    /// A snapshot of all disks of a machine without its guest: crash-consistent at best, and only if that is
+    /// what was asked for.
     pub async fn create_without_agent(
         self: &Arc<Self>,
         vm: &Vm,
         create: AgentCreate,
-        unreachable: WireError,
+        why: Alone,
     ) -> Result<Box<SnapshotRecord>, WireError> {
         let began = Instant::now();
-        let outcome = self.cut_alone(vm, create, unreachable).await;
+        let outcome = self.cut_alone(vm, create, why).await;
         self.audit().note(&Event {
             verb: "create",
             vm: Some(&vm.name),
@@ -45,18 +71,18 @@ impl Service {
         self: &Arc<Self>,
         vm: &Vm,
         create: AgentCreate,
-        unreachable: WireError,
+        why: Alone,
     ) -> Result<Box<SnapshotRecord>, WireError> {
         if create.minimum > Consistency::Crash {
             let hint = "without an agent the host can only cut as a power cut would: --consistency crash";
-            return Err(WireError { hint: Line::lossy(hint), ..unreachable });
+            return Err(WireError { hint: Line::lossy(hint), ..why.into_error() });
         }
         if !create.paths.is_empty() {
             return Err(WireError::new(
                 ErrorCode::Unsupported,
                 format!(
                     "{}, and without one the host does not know which disks hold a path",
-                    unreachable.message
+                    why.into_error().message
                 ),
             )
             .hint("leave the paths out to take all disks"));
@@ -86,13 +112,18 @@ impl Service {
             Outcome::Existing(record) => return Ok(record),
             Outcome::Planned(_) => unreachable!("no dry run was asked for"),
         };
-        let lease = operation.lease_left();
-        let evidence = Evidence {
-            freeze: Freeze::NoAgent,
-            file_systems: BoundedVec::empty(),
-            hooks: BoundedVec::empty(),
+        let evidence =
+            Evidence { freeze: why.freeze(), file_systems: BoundedVec::empty(), hooks: BoundedVec::empty() };
+        let cut = match vm.monitor() {
+            Some(monitor) if operation.is_cut_apart() => {
+                self.cut_standing_still(vm, monitor, *operation).await?
+            }
+            _ => {
+                let lease = operation.lease_left();
+                operation.cut(lease).await?
+            }
         };
-        let settling = operation.cut(lease).await?.conclude(Some((evidence, Timing::default()))).await?;
+        let settling = cut.conclude(Some((evidence, Timing::default()))).await?;
         settling.finish().await
     }
 }

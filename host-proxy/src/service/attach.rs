@@ -27,6 +27,7 @@ use crate::catalog::{Attached, Stage};
 use crate::config::Vm;
 use crate::drivers::Kind;
 use crate::policy::{self, Allowed, Asker, Attach, Detach};
+use crate::vmm::monitor::Monitor;
 use crate::world::Store;
 use work::Work;
 
@@ -39,12 +40,12 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(15);
 /// How long taking one out may take beside that.
 const UNDO_LIMIT: Duration = Duration::from_secs(60);
 
-/// Whose turn it is to work on a machine's attachments.
+/// Whose turn it is to work on a machine's attachments, or to pause it.
 #[derive(Default)]
 pub(super) struct Turns(Mutex<HashMap<VmUuid, Arc<tokio::sync::Mutex<()>>>>);
 
 impl Turns {
-    async fn of(&self, vm: VmUuid) -> OwnedMutexGuard<()> {
+    pub(super) async fn of(&self, vm: VmUuid) -> OwnedMutexGuard<()> {
         let turn = Arc::clone(self.0.lock().expect("no holder of this lock panics").entry(vm).or_default());
         turn.lock_owned().await
     }
@@ -111,7 +112,7 @@ impl Service {
         name: &AttachedName,
         access: Access,
     ) -> Result<Attached, WireError> {
-        let monitor = vm.qmp.clone().ok_or_else(|| {
+        let monitor = vm.monitor().ok_or_else(|| {
             WireError::new(
                 ErrorCode::Unsupported,
                 format!("the host can't plug disks into {}: it knows no QMP socket of it", vm.name),
@@ -131,6 +132,13 @@ impl Service {
             )
             .hint(
                 "hostsnap disks says which disks can be attached; the host's administrator restores from it",
+            ));
+        }
+        if access == Access::Writable && matches!(monitor, Monitor::Libvirt(_)) {
+            let text =
+                format!("{} is libvirt's: the host can't attach to it what may be written to", vm.name);
+            return Err(WireError::new(ErrorCode::Unsupported, text).hint(
+                "attach it read-only; or the host's administrator gives QEMU a QMP socket of its own, and the [[vm]] qmp",
             ));
         }
         let clone = match access {

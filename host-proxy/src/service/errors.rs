@@ -9,6 +9,7 @@ use protocol::{ErrorCode, WireError};
 use super::attach::TooShort;
 use crate::catalog::CatalogError;
 use crate::drivers::{DriverError, Kind};
+use crate::vmm::libvirt::LibvirtError;
 use crate::vmm::plug::PlugError;
 
 /// Logs a failure with all its causes and makes the guest's text of it.
@@ -57,7 +58,8 @@ pub(super) fn of_attaching(vm: &str, doing: &str, error: &DriverError) -> WireEr
             format!("no port of {vm} is free for another disk"),
             "give back what is attached (hostsnap list), or let the host's administrator start QEMU with more \
              ports, each -device pcie-root-port,id=hs1,chassis=101,slot=101 with numbers of its own, or with \
-             -device virtio-scsi-pci,id=hsscsi",
+             -device virtio-scsi-pci,id=hsscsi; in libvirt <controller type='pci' model='pcie-root-port'/> or <controller \
+             type='scsi' model='virtio-scsi'/>",
         ),
         Some(PlugError::NotReleased(name, limit)) => (
             ErrorCode::Busy,
@@ -68,6 +70,15 @@ pub(super) fn of_attaching(vm: &str, doing: &str, error: &DriverError) -> WireEr
     };
     tracing::warn!(vm, "{doing}: {}", chain(error));
     WireError::new(code, format!("{doing}: {text}")).hint(hint)
+}
+
+/// What kind of failure libvirt's is.
+pub(super) fn kind_of_libvirt(error: &LibvirtError) -> Kind {
+    match error {
+        LibvirtError::TimedOut { .. } => Kind::DeadlinePassed,
+        LibvirtError::Unreachable { .. } | LibvirtError::Gone(_) => Kind::Unreachable,
+        LibvirtError::Refused { .. } | LibvirtError::Malformed { .. } | LibvirtError::File(_) => Kind::Failed,
+    }
 }
 
 /// Logs a failure of the catalog and makes the guest's text of it.

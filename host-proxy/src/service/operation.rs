@@ -43,6 +43,8 @@ pub struct CutOperation {
     cut: CutEvidence,
     cut_ended: Instant,
     parts: Vec<Part<Box<dyn CutSet>>>,
+    /// Why its disks are of one instant although their storage does not make them so.
+    stood_still: Option<String>,
 }
 
 /// What one snapshot carries from its first step to its last.
@@ -117,15 +119,20 @@ pub(super) fn tell_if_cut_apart<'a>(
     record: &mut SnapshotRecord,
     mut stores: impl Iterator<Item = &'a Store>,
 ) {
-    let of_one_instant = match (stores.next(), stores.next()) {
-        (Some(only), None) => only.driver.set_cut() == SetCut::OneInstant,
-        _ => false,
-    };
+    let of_one_instant = is_of_one_instant(&mut stores);
     if record.consistency == Consistency::Crash && record.disks.len() > 1 && !of_one_instant {
         record.consistency_reason = Line::lossy(&format!(
             "{}; each disk is as after a power cut of its own: they were not cut at one instant",
             record.consistency_reason
         ));
+    }
+}
+
+/// Whether one storage has it all, and cuts it at one instant.
+fn is_of_one_instant<'a>(stores: &mut impl Iterator<Item = &'a Store>) -> bool {
+    match (stores.next(), stores.next()) {
+        (Some(only), None) => only.driver.set_cut() == SetCut::OneInstant,
+        _ => false,
     }
 }
 
@@ -163,6 +170,12 @@ impl Operation {
     /// Whether this is its ticket.
     pub fn has_ticket(&self, ticket: Ticket) -> bool {
         self.ticket == ticket
+    }
+
+    /// Whether it has several disks that nothing but a machine that stands still makes of one instant.
+    pub(super) fn is_cut_apart(&self) -> bool {
+        let mut stores = self.parts.iter().map(|part| part.store.as_ref());
+        self.common.draft.disks.len() > 1 && !is_of_one_instant(&mut stores)
     }
 
     /// The guest gave up, or was never heard of again.
@@ -213,7 +226,7 @@ impl Operation {
         } else {
             CutEvidence::Late { took_us, allowed_us }
         };
-        Ok(CutOperation { common, ticket, cut, cut_ended: ended, parts: done })
+        Ok(CutOperation { common, ticket, cut, cut_ended: ended, parts: done, stood_still: None })
     }
 }
 
@@ -257,6 +270,13 @@ fn micros(duration: Duration) -> u64 {
 }
 
 impl CutOperation {
+    /// Its machine stood still from before the cut until after it, for this reason; or it did not.
+    #[must_use]
+    pub(super) fn stood_still(mut self, why: Option<String>) -> Self {
+        self.stood_still = why;
+        self
+    }
+
     /// Whether this is its ticket.
     pub fn has_ticket(&self, ticket: Ticket) -> bool {
         self.ticket == ticket
@@ -274,7 +294,7 @@ impl CutOperation {
     /// Decides what may be claimed and lets the storage settle. `evidence` is `None` where the
     /// guest was not heard of again.
     pub async fn conclude(self, evidence: Option<(Evidence, Timing)>) -> Result<Settling, WireError> {
-        let Self { mut common, cut, cut_ended, parts, .. } = self;
+        let Self { mut common, cut, cut_ended, parts, stood_still, .. } = self;
         let record = &mut common.draft;
         match evidence {
             Some((evidence, timing)) => {
@@ -292,7 +312,12 @@ impl CutOperation {
                 record.cut = CutEvidence::Unknown;
             }
         }
-        tell_if_cut_apart(record, parts.iter().map(|part| part.store.as_ref()));
+        match stood_still {
+            Some(why) => {
+                record.consistency_reason = Line::lossy(&format!("{}; {why}", record.consistency_reason))
+            }
+            None => tell_if_cut_apart(record, parts.iter().map(|part| part.store.as_ref())),
+        }
         if record.consistency < record.minimum {
             let error = below_minimum(record);
             if common.abandon(parts, |cut| cut.abandon()).await {

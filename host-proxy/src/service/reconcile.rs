@@ -76,6 +76,8 @@ pub(super) struct Inventory {
 impl Service {
     /// Compares everything: the storage, and what is attached.
     pub async fn reconcile(self: &Arc<Self>) -> Result<Report, WireError> {
+        // Nobody waits for a storage while a machine stands still.
+        self.end_pauses().await;
         let mut report = self.reconcile_storage().await?;
         self.tend_exports().await;
         let attached = self.reconcile_attached().await?;
@@ -127,6 +129,7 @@ impl Service {
                 self.finish(entry, claim, &mut report).await;
             }
         }
+        self.end_pauses().await;
         self.tend_attached().await;
         self.tend_exports().await;
         self.expire().await;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use protocol::attach::AttachedName;
 use serde_json::{Value, json};
 
+use super::libvirt::LibvirtError;
 use super::port::{self, Port};
 use super::qmp::{Qmp, QmpError};
 
@@ -22,7 +23,7 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 const POLL_EVERY: Duration = Duration::from_millis(20);
 /// What a SCSI disk of ours says that it is: `packaging/udev/10-hostsnap.rules` knows it by that, since udev can't read the
 /// page that its serial is in.
-const SCSI_PRODUCT: &str = "hostsnap";
+pub(super) const SCSI_PRODUCT: &str = "hostsnap";
 
 /// What a disk shows.
 pub enum Content {
@@ -57,6 +58,15 @@ pub enum PlugError {
     /// QEMU did not say.
     #[error(transparent)]
     Qmp(#[from] QmpError),
+    /// libvirt did not do it, or did not say.
+    #[error(transparent)]
+    Libvirt(#[from] LibvirtError),
+    /// Whoever runs the machine can't.
+    #[error("{0}")]
+    Unsupported(&'static str),
+    /// No device could be made of its file.
+    #[error("make a block device of its file")]
+    Device(#[source] std::io::Error),
     /// There is no place for it.
     #[error("no port of the machine takes another disk: {}", .0.join("; "))]
     NoPort(Vec<String>),
@@ -66,6 +76,21 @@ pub enum PlugError {
     /// QEMU has not let its node go.
     #[error("QEMU has not released the block node of {0}: {1}")]
     NodeInUse(AttachedName, String),
+}
+
+impl PlugError {
+    /// Whether the machine is gone, with all that was plugged in.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Qmp(error) => error.is_gone(),
+            Self::Libvirt(error) => error.is_gone(),
+            Self::Unsupported(_)
+            | Self::Device(_)
+            | Self::NoPort(_)
+            | Self::NotReleased(..)
+            | Self::NodeInUse(..) => false,
+        }
+    }
 }
 
 /// Plugs a disk in. A failure leaves nothing behind, unless QEMU no longer answers.

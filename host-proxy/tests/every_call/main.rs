@@ -17,4 +17,5 @@ mod files;
 mod guest;
 mod host;
 mod scene;
+#[allow(dead_code)]
 mod tracer;

@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     Kill(Box<dyn FnOnce() + Send>),
     /// The call fails so, and is not made.
     Fail(Errno),
+    /// This is done, then the call is made.
+    After(Box<dyn FnOnce() + Send>),
 }
 
 /// Before which call.
@@ -36,6 +38,8 @@ pub(crate) enum Before {
     Nth(usize),
     /// The first that is called so.
     Named(String),
+    /// The first whose name has all of this.
+    Having(&'static [&'static str]),
 }
 
 /// What is to happen, and what did.
@@ -127,6 +131,7 @@ impl Plan {
                 *left == 0
             }
             Before::Named(name) => *name == call,
+            Before::Having(words) => words.iter().all(|word| call.contains(word)),
         };
         if !is_it {
             return None;
@@ -218,6 +223,7 @@ impl Tracer {
                 set(thread, |regs| regs.orig_rax = u64::MAX);
                 self.failing.insert(thread, errno);
             }
+            Some(Fault::After(before)) => before(),
             None => {}
         }
     }

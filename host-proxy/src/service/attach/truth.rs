@@ -17,8 +17,8 @@ use crate::catalog::{Attached, Stage};
 use crate::config::Vm;
 use crate::drivers::DriverError;
 use crate::service::errors;
-use crate::vmm::plug::{self, Found};
-use crate::vmm::qmp::{Qmp, QmpError};
+use crate::vmm::monitor::Monitor;
+use crate::vmm::plug::Found;
 
 /// How long a QEMU may take to say what it has.
 const LOOK_LIMIT: Duration = Duration::from_secs(20);
@@ -32,7 +32,7 @@ impl Service {
         let mut report = Report::default();
         let mut attached = self.catalog(|catalog| catalog.attached()).await?;
         attached.retain(|attached| attached.vm == vm);
-        let mut by_monitor: BTreeMap<PathBuf, Vec<Attached>> = BTreeMap::new();
+        let mut by_monitor: BTreeMap<Monitor, Vec<Attached>> = BTreeMap::new();
         for one in attached {
             by_monitor.entry(one.monitor.clone()).or_default().push(one);
         }
@@ -63,13 +63,13 @@ impl Service {
     }
 
     /// What a QEMU has of ours; nothing if it is gone.
-    async fn look(&self, monitor: PathBuf) -> Result<Vec<Found>, DriverError> {
-        let doing = format!("look for attached disks at {}", monitor.display());
+    async fn look(&self, monitor: Monitor) -> Result<Vec<Found>, DriverError> {
+        let doing = format!("look for attached disks at {monitor}");
         let call = {
             let doing = doing.clone();
-            move || match Qmp::connect(&monitor, LOOK_LIMIT / 4).and_then(|mut qmp| plug::found(&mut qmp)) {
-                Err(error) if QmpError::is_gone(&error) => Ok(Vec::new()),
-                found => found.map_err(|error| work::of_plug(doing, error.into())),
+            move || match monitor.found() {
+                Err(error) if error.is_gone() => Ok(Vec::new()),
+                found => found.map_err(|error| work::of_plug(doing, error)),
             }
         };
         self.workers.bounded(&doing, LOOK_LIMIT, call, drop).await
@@ -113,7 +113,7 @@ impl Service {
             report.detached.extend(ended.detached);
             report.problems.extend(ended.problems);
             if let Some(vm) = world.vm(uuid)
-                && let Some(monitor) = vm.qmp.clone()
+                && let Some(monitor) = vm.monitor()
             {
                 self.account_for_strangers(vm, monitor, &mut report).await?;
             }
@@ -126,7 +126,7 @@ impl Service {
     async fn account_for_strangers(
         &self,
         vm: &Vm,
-        monitor: PathBuf,
+        monitor: Monitor,
         report: &mut Report,
     ) -> Result<(), WireError> {
         let found = match self.look(monitor.clone()).await {
@@ -164,7 +164,7 @@ impl Service {
     fn entry_of(
         &self,
         vm: &Vm,
-        monitor: &std::path::Path,
+        monitor: &Monitor,
         record: &SnapshotRecord,
         found: &Found,
     ) -> Option<Attached> {
@@ -181,16 +181,16 @@ impl Service {
             },
             vm: vm.uuid,
             stage: Stage::Attached,
-            monitor: monitor.to_owned(),
+            monitor: monitor.clone(),
             clone: found.is_writable.then_some(clone),
         })
     }
 
-    async fn evict(&self, name: AttachedName, monitor: PathBuf, report: &mut Report) {
+    async fn evict(&self, name: AttachedName, monitor: Monitor, report: &mut Report) {
         let doing = format!("take out {name}, of which no snapshot is known");
         let call = move || {
-            let mut qmp = work::connect(&monitor)?;
-            plug::unplug(&mut qmp, &name, RELEASE_LIMIT)
+            monitor
+                .unplug(&name, RELEASE_LIMIT)
                 .map_err(|error| work::of_plug(format!("take out {name}"), error))
         };
         match self.workers.bounded(&doing, RELEASE_LIMIT + UNDO_LIMIT, call, drop).await {

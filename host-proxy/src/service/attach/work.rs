@@ -16,14 +16,13 @@ use super::super::shown;
 use crate::catalog::Attached;
 use crate::drivers::{DriverError, Exposed, Format, Kind, Owner};
 use crate::exec::Tool;
-use crate::vmm::plug::{self, Base, Content, PlugError};
-use crate::vmm::qmp::{Qmp, QmpError};
+use crate::service::errors;
+use crate::vmm::plug::{Base, Content, PlugError};
+use crate::vmm::qmp::QmpError;
 use crate::world::Store;
 
 /// The folder of clones, in a store or in the state folder.
 pub(super) const CLONES: &str = "clones";
-/// How long a monitor may take to greet.
-const GREET_LIMIT: Duration = Duration::from_secs(5);
 /// How long `qemu-img` may take to make an empty image.
 const IMAGE_LIMIT: Duration = Duration::from_secs(20);
 
@@ -82,8 +81,7 @@ impl Work {
             }
         };
         let doing = || format!("plug {} into the machine", self.name());
-        let mut qmp = connect(&self.attached.monitor)?;
-        plug::plug(&mut qmp, &self.name(), &content).map_err(|error| of_plug(doing(), error))
+        self.attached.monitor.plug(&self.name(), &content).map_err(|error| of_plug(doing(), error))
     }
 
     /// A guest would take what is missing for a disk that was always as small.
@@ -115,29 +113,22 @@ impl Work {
     fn unplug(&self, limit: Duration) -> Result<(), PlugError> {
         let mut has_broken = false;
         loop {
-            let mut qmp = match Qmp::connect(&self.attached.monitor, GREET_LIMIT) {
-                Err(error) if error.is_gone() => return Ok(()),
-                connected => connected?,
-            };
-            match plug::unplug(&mut qmp, &self.name(), limit) {
+            match self.attached.monitor.unplug(&self.name(), limit) {
                 // QEMU is gone, or only this connection: a new one tells.
                 Err(PlugError::Qmp(QmpError::Io(_))) if !has_broken => has_broken = true,
+                Err(error) if error.is_gone() => return Ok(()),
                 unplugged => return unplugged,
             }
         }
     }
 }
 
-/// The monitor of a machine.
-pub(super) fn connect(monitor: &Path) -> Result<Qmp, DriverError> {
-    let doing = || format!("talk to QEMU at {}", monitor.display());
-    Qmp::connect(monitor, GREET_LIMIT).map_err(|error| of_plug(doing(), error.into()))
-}
-
 /// The kind decides what the guest reads.
 pub(super) fn of_plug(doing: String, error: PlugError) -> DriverError {
     let kind = match &error {
-        PlugError::NoPort(_) => Kind::Unsupported,
+        PlugError::NoPort(_) | PlugError::Unsupported(_) => Kind::Unsupported,
+        PlugError::Device(_) => Kind::Failed,
+        PlugError::Libvirt(error) => errors::kind_of_libvirt(error),
         PlugError::NotReleased(..) | PlugError::NodeInUse(..) => Kind::Busy,
         PlugError::Qmp(error) => match error {
             QmpError::InUse => Kind::Busy,

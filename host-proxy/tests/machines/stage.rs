@@ -1,0 +1,184 @@
+//! A QEMU with two disks in a store of the driver reflink, which cuts one after the other; and the service.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use harness::loopfs::{Kind, LoopFs};
+use harness::monitor::Monitor;
+use harness::process::Process;
+use harness::wait::wait_until;
+use serde_json::{Value, json};
+
+use super::tracer::Traced;
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
+
+pub(crate) struct Stage {
+    pub(crate) qemu: Process,
+    service: Option<Traced>,
+    monitor: Monitor,
+    store: LoopFs,
+    folder: tempfile::TempDir,
+}
+
+impl Stage {
+    /// With disks of these serials.
+    pub(crate) fn new(serials: &[&str]) -> Self {
+        let folder = tempfile::Builder::new().prefix("hsm-").tempdir_in("/tmp").unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let store = LoopFs::in_memory(Kind::Xfs, 320);
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-nographic",
+            "-nic",
+            "none",
+            "-accel",
+            "tcg",
+            "-m",
+            "32M",
+        ]);
+        let mut disks = String::new();
+        for serial in serials {
+            let image = store.path().join(format!("{serial}.img"));
+            fs::write(&image, vec![7; 1 << 20]).unwrap();
+            let node =
+                format!("driver=raw,node-name={serial},file.driver=file,file.filename={}", image.display());
+            command.args([
+                "-blockdev",
+                &node,
+                "-device",
+                &format!("virtio-blk-pci,drive={serial},serial={serial}"),
+            ]);
+            disks += &format!(
+                "[[vm.disk]]\nserial = \"{serial}\"\nstore = \"files\"\npath = \"{}\"\nformat = \"raw\"\n",
+                image.display()
+            );
+        }
+        for name in ["qmp", "second", "third"] {
+            command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", at(name).display()));
+        }
+        let mut qemu = Process::start(&mut command, &at("qemu.log"));
+        wait_until("QEMU listens", LIMIT, || {
+            qemu.must_live();
+            at("third").exists()
+        });
+        let text = format!(
+            "[service]\nlisten_vsock = false\nstate_dir = \"{0}/state\"\ncontrol_socket = \"{0}/control\"\n\
+             [[store]]\nname = \"files\"\ndriver = \"reflink\"\npath = \"{1}\"\nmin_free = \"1MiB\"\n\
+             [[vm]]\nname = \"db1\"\nuuid = \"{UUID}\"\nsocket = \"{0}/vsock\"\nqmp = \"{0}/qmp\"\n\
+             [vm.quota]\nsnapshots = 1000\nper_hour = 100000\n{disks}",
+            folder.path().display(),
+            store.path().display(),
+        );
+        fs::write(at("hostsnapd.toml"), text).unwrap();
+        let monitor = Monitor::at(&at("second"));
+        let mut stage = Self { qemu, service: None, monitor, store, folder };
+        stage.start();
+        stage
+    }
+
+    /// Starts the service.
+    #[track_caller]
+    pub(crate) fn start(&mut self) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hostsnapd"));
+        command.args(["serve", "--config"]).arg(self.at("hostsnapd.toml"));
+        let service = Traced::start(command, &self.at("log"), None);
+        wait_until("hostsnapd is up", LIMIT, || {
+            assert!(!service.has_ended(), "{}", self.printed());
+            self.admin(&["vms"]).status.success()
+        });
+        self.service = Some(service);
+    }
+
+    pub(crate) fn kill_service(&mut self) {
+        self.service.take().expect("it was started").kill();
+    }
+
+    pub(crate) fn service(&self) -> &Traced {
+        self.service.as_ref().expect("it was started")
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn printed(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.at("log")).unwrap_or_default()).into_owned()
+    }
+
+    pub(crate) fn admin(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_hostsnapd"))
+            .args(arguments)
+            .arg("--control")
+            .arg(self.at("control"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Takes a snapshot without the guest; its record.
+    #[track_caller]
+    pub(crate) fn cut_alone(&self) -> Value {
+        let output = self.admin(&["create", "db1", "--no-agent", "--json"]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}\n{}", self.printed());
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// What QEMU says of itself: `running`, `paused`.
+    pub(crate) fn status(&self) -> String {
+        self.monitor.ask("query-status", json!({}))["status"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn ask(&self, command: &str) {
+        self.monitor.ask(command, json!({}));
+    }
+
+    /// Where the disks and their snapshots are.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.store.path()
+    }
+
+    pub(crate) fn events(&self) -> Events {
+        Events::of(&self.at("third"))
+    }
+
+    /// How many snapshots, whole or not, the storage has.
+    pub(crate) fn on_storage(&self) -> usize {
+        let folder = self.store.path().join(".hostsnap").join(UUID);
+        fs::read_dir(folder).map_or(0, Iterator::count)
+    }
+}
+
+/// What happens to a machine.
+pub(crate) struct Events(UnixStream);
+
+impl Events {
+    fn of(path: &Path) -> Self {
+        let mut stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        writeln!(stream, "{}", json!({ "execute": "qmp_capabilities" })).unwrap();
+        Self(stream)
+    }
+
+    /// The names of all events until now.
+    pub(crate) fn until_now(mut self) -> Vec<String> {
+        writeln!(self.0, "{}", json!({ "execute": "query-name", "id": "end" })).unwrap();
+        let mut names = Vec::new();
+        for line in BufReader::new(self.0).lines() {
+            let said: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            if said["id"] == "end" {
+                break;
+            }
+            names.extend(said["event"].as_str().map(str::to_owned));
+        }
+        names
+    }
+}
