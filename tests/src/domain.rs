@@ -14,6 +14,8 @@ use crate::link::Link;
 use crate::vm::KERNEL_LINE;
 use crate::wait::wait_until;
 
+/// What its kernel says.
+const SERIAL_LOG: &str = "serial.log";
 /// How long a guest may take to boot, under emulation on a busy machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// Ports into which a disk can be plugged, beside those that libvirt itself uses.
@@ -42,6 +44,7 @@ impl Domain {
         for (from, to) in [(&assets::kernel(), "kernel"), (&initramfs, "initramfs")] {
             fs::copy(from, folder.path().join(to)).expect("a copy");
         }
+        fs::write(folder.path().join(SERIAL_LOG), "").expect("a file");
         let link = Link::start(folder.path(), folder.path());
         for entry in fs::read_dir(folder.path()).expect("a folder").flatten() {
             open_to_all(&entry.path());
@@ -76,22 +79,29 @@ fn xml(name: &str, uuid: &str, disks: &[(&Path, &str)], folder: &Path, link: &Li
         }
         Link::Hybrid { .. } => {
             let arguments = link.arguments(folder).into_iter();
-            (String::new(), arguments.map(|word| format!("<qemu:arg value='{word}'/>")).collect())
+            // A slot that libvirt, which does not know of it, gives to nothing else.
+            let placed = |word: String| match word.starts_with("vhost-user-vsock-pci") {
+                true => format!("<qemu:arg value='{word},bus=pcie.0,addr=0x1e'/>"),
+                false => format!("<qemu:arg value='{word}'/>"),
+            };
+            (String::new(), arguments.map(placed).collect())
         }
     };
     format!(
         "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>\
-         <name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>384</memory><vcpu>1</vcpu>\
+         <name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>512</memory><vcpu>1</vcpu>\
          <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\
          <os><type arch='x86_64' machine='q35'>hvm</type><kernel>{kernel}</kernel><initrd>{initrd}</initrd>\
          <cmdline>{KERNEL_LINE}</cmdline></os><features><acpi/></features><cpu mode='maximum'/><devices>\
          <emulator>/usr/bin/qemu-system-x86_64</emulator>{disks}<controller type='pci' model='pcie-root'/>{ports}\
          <controller type='usb' model='none'/><memballoon model='none'/>\
+         <serial type='file'><source path='{serial}'/><target port='0'/></serial>\
          <channel type='unix'><source mode='bind' path='{channel}'/>\
          <target type='virtio' name='{port}'/></channel>{vsock}</devices>\
          <qemu:commandline>{arguments}</qemu:commandline></domain>",
         kernel = at("kernel"),
         initrd = at("initramfs"),
+        serial = at(SERIAL_LOG),
         channel = at("harness"),
         port = crate::serial::PORT,
     )

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::process::Process;
 use crate::wait::wait_until;
@@ -135,10 +136,18 @@ impl Drop for Libvirtd {
             let pid =
                 fs::read_to_string(&path).ok().filter(|_| is_pid).and_then(|text| text.trim().parse().ok());
             if let Some(pid) = pid.and_then(Pid::from_raw) {
-                let _ = kill_process(pid, Signal::KILL);
+                end(pid);
             }
         }
     }
+}
+
+/// SIGKILL, and waits for the end: what it has open is not ours until then.
+fn end(pid: Pid) {
+    let Ok(ending) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+    let _ = kill_process(pid, Signal::KILL);
+    let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+    let _ = poll(&mut [PollFd::new(&ending, PollFlags::IN)], Some(&limit));
 }
 
 /// Where a folder of the system is in the test's own.

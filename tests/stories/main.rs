@@ -11,6 +11,7 @@ mod from_the_host;
 mod hooks;
 mod inside;
 mod layouts;
+mod libvirt;
 mod lvm;
 mod mounted;
 mod next_boot;
