@@ -11,13 +11,14 @@ use protocol::agent::AgentCreate;
 use protocol::attach::DetachOutcome;
 use protocol::message::{DeleteOutcome, List};
 use protocol::record::UnixMillis;
+use protocol::restore::{Layout, Safety};
 use protocol::text::{LabelKey, LabelValue, MountPath, Name, SnapshotRef};
-use protocol::view::SnapshotView;
+use protocol::view::{RestoreView, SnapshotView};
 use protocol::{DiskSerial, ErrorCode, RequestId, SnapshotId, SnapshotRecord, WireError};
 use serde::Serialize;
 use tokio::net::UnixStream;
 
-use crate::cli::{Ask, Command, Create, Output};
+use crate::cli::{Ask, Command, Create, Output, Restore};
 use crate::control::{Compared, ControlReply, ControlRequest};
 use crate::drivers::Extent;
 use crate::failure;
@@ -43,6 +44,7 @@ pub fn run(command: Command) -> ExitCode {
         | Command::Lock { ask, .. }
         | Command::Unlock { ask, .. }
         | Command::Detach { ask, .. }
+        | Command::Restore { ask, .. }
         | Command::Ping { ask, .. } => ask.output.json,
         Command::Serve(_)
         | Command::Check { .. }
@@ -89,6 +91,7 @@ async fn dispatch(command: Command) -> Result<(), WireError> {
         }
         Command::Unlock { ask, snapshot } => lock(&ask, snapshot, None).await?,
         Command::Detach { ask, snapshots } => detach(&ask, snapshots).await?,
+        Command::Restore { ask, restore } => restore_disks(&ask, restore).await?,
         Command::Ping { ask, vm } => match ask_once(&ask, &ControlRequest::Ping(vm.clone())).await? {
             ControlReply::Pong(facts) => print::pong(&vm, &facts, ask.output),
             other => return Err(unexpected(&other)),
@@ -264,6 +267,43 @@ async fn create_one(ask: &Ask, create: Create) -> Result<Box<SnapshotRecord>, Wi
             other => return Err(unexpected(&other)),
         }
     }
+}
+
+async fn restore_disks(ask: &Ask, restore: Restore) -> Result<(), WireError> {
+    let disks = restore.disks.try_into().map_err(|error: protocol::bounded::TooMany| {
+        WireError::new(ErrorCode::BadRequest, format!("disks to restore: {error}"))
+    })?;
+    let asked = ControlRequest::Restore {
+        vm: restore.vm,
+        snapshot: restore.snapshot,
+        disks,
+        safety: if restore.no_safety { Safety::None } else { Safety::Snapshot },
+        layout: if restore.changed_layout { Layout::Any } else { Layout::Same },
+        dry_run: restore.preview,
+    };
+    let mut stream = connect(&ask.control).await?;
+    transport::send(&mut stream, &asked).await.map_err(|error| broken(&error))?;
+    let bar = progress_bar();
+    let (plan, is_preview) = loop {
+        match transport::receive(&mut stream, SILENCE_LIMIT).await.map_err(|error| broken(&error))? {
+            ControlReply::Progress(progress) => {
+                bar.set_length(progress.total_bytes);
+                bar.set_position(progress.done_bytes);
+            }
+            ControlReply::RestorePlanned(plan) => break (plan, true),
+            ControlReply::Restored(plan) => break (plan, false),
+            ControlReply::Error(error) => return Err(error),
+            other => return Err(unexpected(&other)),
+        }
+    };
+    bar.finish_and_clear();
+    let view = RestoreView::new(&plan, is_preview);
+    if ask.output.json {
+        json(&view, ask.output);
+    } else {
+        out(&view.block());
+    }
+    Ok(())
 }
 
 fn progress_bar() -> ProgressBar {

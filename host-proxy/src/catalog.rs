@@ -5,6 +5,7 @@
 //! |---|---|
 //! | this one | the life of an entry: intent → settling → ready, and → deleting → gone |
 //! | `attachments` | what is attached to which machine |
+//! | `restores` | which disks are being given back the bytes of which snapshot |
 //! | `query` | find, list, usage |
 //! | `age` | failed entries that were shown for long enough |
 //! | `row` | between an entry and its row |
@@ -19,6 +20,7 @@ mod attachments;
 mod error;
 mod pauses;
 mod query;
+mod restores;
 mod row;
 mod schema;
 
@@ -35,6 +37,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 pub use attachments::{Attached, Stage};
 pub use error::{CatalogError, FindError};
 pub use pauses::Pause;
+pub use restores::Restoring;
 use row::{RECORD_VERSION, bytes_of, json, key, moment, read};
 
 /// How far a snapshot is.

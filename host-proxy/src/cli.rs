@@ -114,6 +114,18 @@ pub enum Command {
         #[arg(required = true)]
         snapshots: Vec<SnapshotRef>,
     },
+    /// Give the disks of a stopped virtual machine the bytes that they had in a snapshot, the root disk included
+    ///
+    /// What they hold now is kept as a snapshot first. All other snapshots stay. The guest itself does it with
+    /// `hostsnap restore`, while it runs, for disks that it can unmount.
+    Restore {
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        ask: Ask,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        restore: Restore,
+    },
     /// Ask the agent in a virtual machine whether it is there and what it is doing
     Ping {
         #[command(flatten)]
@@ -238,6 +250,27 @@ fn moment(text: &str) -> Result<jiff::Timestamp, String> {
         .ok()
         .or_else(day)
         .ok_or_else(|| format!("{text:?} is no moment; write 2030-01-31 or 2030-01-31T18:00:00Z"))
+}
+
+/// The options of a restore.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub struct Restore {
+    /// The virtual machine
+    pub vm: Name,
+    /// The snapshot's identifier, any unique prefix of it, or `latest`
+    pub snapshot: SnapshotRef,
+    /// Only these of its disks, by serial
+    pub disks: Vec<DiskSerial>,
+    /// Say what would be done; change nothing
+    #[arg(long, visible_alias = "dry-run")]
+    pub preview: bool,
+    /// Do not keep what the disks hold now: it is lost
+    #[arg(long)]
+    pub no_safety: bool,
+    /// Also where a disk was partitioned or formatted anew since
+    #[arg(long)]
+    pub changed_layout: bool,
 }
 
 /// The options of a snapshot.

@@ -126,6 +126,8 @@ pub enum Verb {
     Delete,
     /// Attach its snapshots to itself.
     Attach,
+    /// Give its disks the bytes of its snapshots.
+    Restore,
 }
 
 /// `[vm.quota]`.
@@ -280,7 +282,7 @@ fn yes() -> bool {
 impl Verb {
     /// All of them.
     pub fn all() -> BTreeSet<Self> {
-        [Self::Create, Self::List, Self::Delete, Self::Attach].into()
+        [Self::Create, Self::List, Self::Delete, Self::Attach, Self::Restore].into()
     }
 }
 
@@ -291,6 +293,7 @@ impl fmt::Display for Verb {
             Self::List => "list",
             Self::Delete => "delete",
             Self::Attach => "attach",
+            Self::Restore => "restore",
         })
     }
 }

@@ -1,6 +1,8 @@
 //! The administrator's way in: a Unix socket that only root can open. The same framing as the
 //! guests', with messages of its own; both ends are this program.
 
+mod restore;
+
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -12,6 +14,7 @@ use protocol::agent::{AgentCreate, AgentPhase};
 use protocol::attach::DetachOutcome;
 use protocol::message::{DeleteOutcome, DiskInfo, List, Page, Progress};
 use protocol::record::UnixMillis;
+use protocol::restore::{Layout, RestorePlan, Safety};
 use protocol::text::{Line, Name, SnapshotRef};
 use protocol::{BoundedVec, DiskSerial, ErrorCode, SnapshotId, SnapshotRecord, VmUuid, WireError};
 use serde::{Deserialize, Serialize};
@@ -90,6 +93,21 @@ pub enum ControlRequest {
         /// The options.
         create: AgentCreate,
     },
+    /// Give disks of a stopped machine the bytes of one of its snapshots.
+    Restore {
+        /// The machine's name.
+        vm: Name,
+        /// Which.
+        snapshot: SnapshotRef,
+        /// Which of its disks; none is all.
+        disks: BoundedVec<DiskSerial, 64>,
+        /// Whether what they hold now is kept first.
+        safety: Safety,
+        /// Whether they may have been formatted anew.
+        layout: Layout,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
 }
 
 /// What the service answers.
@@ -119,6 +137,10 @@ pub enum ControlReply {
     Detached(DetachOutcome),
     /// To `Export`: it is shown.
     Shown(Box<export::Shown>),
+    /// To `Restore`: what would be done.
+    RestorePlanned(RestorePlan),
+    /// To `Restore`, after any number of `Progress`: what was done.
+    Restored(RestorePlan),
 }
 
 /// Which snapshots were compared, and which of their disks.
@@ -254,6 +276,11 @@ async fn answer(
         ControlRequest::CreateAlone { vm, create } => {
             let vm = vm_named(service, &vm)?;
             ControlReply::Snapshot(service.create_without_agent(&vm, create, Alone::NotAsked).await?)
+        }
+        ControlRequest::Restore { vm, snapshot, disks, safety, layout, dry_run } => {
+            let vm = vm_named(service, &vm)?;
+            let wish = restore::Wish { snapshot, disks: disks.into_inner(), safety, layout, dry_run };
+            restore::answer(service, stream, vm, wish).await?
         }
     })
 }

@@ -27,6 +27,7 @@ pub mod lvm_thin;
 pub mod qemu;
 pub mod rbd;
 pub mod reflink;
+pub mod restore;
 pub mod zfs;
 
 use std::fmt;
@@ -37,6 +38,7 @@ use protocol::{DiskSerial, SnapshotId, VmUuid};
 
 pub use abilities::{Abilities, SetCut};
 pub use extents::Extent;
+pub use restore::{Others, Restore};
 
 /// A storage device, with one place where it keeps its snapshots.
 pub trait Driver: Send + Sync {
@@ -95,6 +97,11 @@ pub trait Driver: Send + Sync {
         None
     }
 
+    /// Gives a volume back the bytes of a snapshot, for drivers that can.
+    fn restore(&self) -> Option<&dyn Restore> {
+        None
+    }
+
     /// How a set of several volumes is cut.
     fn set_cut(&self) -> SetCut {
         SetCut::Each
@@ -107,7 +114,12 @@ pub trait Driver: Send + Sync {
 
     /// What it can do besides what every driver can.
     fn abilities(&self) -> Abilities {
-        Abilities { set: self.set_cut(), expose: self.expose().is_some(), changes: self.changes().is_some() }
+        Abilities {
+            set: self.set_cut(),
+            expose: self.expose().is_some(),
+            changes: self.changes().is_some(),
+            restore: self.restore().is_some(),
+        }
     }
 }
 

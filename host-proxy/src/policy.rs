@@ -5,13 +5,16 @@
 
 mod attach;
 mod export;
+mod restore;
 
 use protocol::message::{DiskRequest, Prepare};
 use protocol::record::{SnapshotRecord, State, UnixMillis};
-use protocol::{ErrorCode, VmUuid, WireError};
+use protocol::{DiskSerial, ErrorCode, VmUuid, WireError};
 
 pub use attach::{Attach, Detach, attach, clones, detach, detach_as_admin};
 pub use export::{Export, export_as_admin};
+
+pub use restore::{Restore, restore};
 
 use crate::catalog::Usage;
 use crate::config::{Disk, Verb, Vm};
@@ -49,6 +52,13 @@ pub struct Create {
     pub vm: Vm,
     /// Its disks, each as configured and as asked for.
     pub disks: Vec<(Disk, DiskRequest)>,
+}
+
+impl Create {
+    /// Its disks, by serial.
+    pub fn serials(&self) -> Vec<DiskSerial> {
+        self.disks.iter().map(|(disk, _)| disk.serial.clone()).collect()
+    }
 }
 
 /// The snapshots of this machine may be read; `None` is every machine's.

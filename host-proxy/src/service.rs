@@ -15,6 +15,7 @@
 //! | `attach` | a snapshot's disks in the machine that it is of |
 //! | `shown` | a disk of a snapshot, made readable on this host |
 //! | `exports` | disks of snapshots that are read on this host |
+//! | `restore` | disks given back the bytes of a snapshot |
 //! | `delete` | removal on demand and when a snapshot's time is over |
 //! | `overdue` | snapshots that stay although their time is over |
 //! | `lock` | what nobody may delete until a date |
@@ -44,6 +45,7 @@ mod overdue;
 mod pause;
 mod read;
 mod reconcile;
+mod restore;
 mod settle;
 mod shared;
 mod shown;
@@ -63,6 +65,7 @@ pub use errors::chain;
 pub use exports::Exported;
 pub use operation::{CutOperation, Operation};
 pub use reconcile::Report;
+pub use restore::{RestoreStep, Restoring};
 pub use settle::{SettleState, Settling};
 
 use crate::audit::Audit;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use protocol::attach::{Attach, Attachment};
 use protocol::bounded::TooMany;
 use protocol::message::{Conclude, Cut, Hello, List, Prepare, Progress, Reply, Request, Welcome};
+use protocol::restore::Restore;
 use protocol::text::{Name, SnapshotRef};
 use protocol::{
     BoundedVec, DiskSerial, ErrorCode, SnapshotId, SnapshotRecord, Ticket, VERSIONS, VmUuid, WireError,
@@ -15,7 +16,7 @@ use protocol::{
 use crate::audit::{Decision, Event};
 use crate::config::Vm;
 use crate::policy::{self, Asker};
-use crate::service::{CutOperation, Operation, Outcome, Service, SettleState, Settling};
+use crate::service::{CutOperation, Operation, Outcome, RestoreStep, Service, SettleState, Settling};
 use crate::transport::{self, Stream, TransportError};
 
 /// How soon after connecting `Hello` must come.
@@ -24,6 +25,10 @@ const HELLO_LIMIT: Duration = Duration::from_secs(5);
 const IDLE_LIMIT: Duration = Duration::from_secs(60);
 /// How long after the cut the guest may take to thaw and conclude.
 const CONCLUDE_LIMIT: Duration = Duration::from_secs(60);
+/// How often the guest hears of progress.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// The longest that a guest hears nothing of a restore.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 /// What a refusal costs its asker, so that a guest that tries in a loop can't fill the audit log.
 const REFUSAL_PAUSE: Duration = Duration::from_millis(50);
 
@@ -212,6 +217,7 @@ impl Session {
             Request::Attach(wanted) => self.attach(&wanted).await,
             Request::Detach(id) => self.detach(id).await,
             Request::Attachments => self.attachments().await,
+            Request::Restore(wanted) => self.restore(stream, wanted).await?,
         };
         match reply {
             Ok(reply) => transport::send(stream, &reply).await,
@@ -380,6 +386,34 @@ impl Session {
         attached(self.service.attachments(&vm).await?)
     }
 
+    /// Answers with progress until it is done. It goes on when the guest hangs up.
+    async fn restore(&self, stream: &mut impl Stream, wanted: Restore) -> Result<Answer, TransportError> {
+        let vm = match self.vm() {
+            Ok(vm) => vm,
+            Err(error) => return Ok(Err(error)),
+        };
+        self.service.freshen().await;
+        if wanted.dry_run {
+            let planned = self.service.plan_restore(Asker::Guest, &vm, &wanted).await;
+            return Ok(planned.map(Reply::RestorePlanned));
+        }
+        let mut restoring = self.service.restore(Asker::Guest, vm, wanted, self.peer.via.clone());
+        let mut told = Instant::now();
+        let mut last = Progress { done_bytes: 0, total_bytes: 0 };
+        loop {
+            // While what the disks hold now is kept there is no progress; the guest must not take that for silence.
+            match tokio::time::timeout(SIGN_OF_LIFE, restoring.next()).await {
+                Ok(RestoreStep::Ended(outcome)) => return Ok(outcome.map(Reply::Restored)),
+                Ok(RestoreStep::Running(progress)) if told.elapsed() < PROGRESS_EVERY => last = progress,
+                Ok(RestoreStep::Running(progress)) => {
+                    (told, last) = (Instant::now(), progress);
+                    transport::send(stream, &Reply::Progress(last)).await?;
+                }
+                Err(_) => transport::send(stream, &Reply::Progress(last)).await?,
+            }
+        }
+    }
+
     fn note(
         &self,
         verb: &'static str,
@@ -409,8 +443,6 @@ async fn wait(
     stream: &mut impl Stream,
     mut settling: Settling,
 ) -> Result<Result<Box<SnapshotRecord>, WireError>, TransportError> {
-    /// How often the guest hears of progress.
-    const PROGRESS_EVERY: Duration = Duration::from_millis(100);
     let mut told = Instant::now();
     loop {
         match settling.next().await {

@@ -55,6 +55,9 @@ _hostsnapd() {
             hostsnapd,reconcile)
                 cmd="hostsnapd__subcmd__reconcile"
                 ;;
+            hostsnapd,restore)
+                cmd="hostsnapd__subcmd__restore"
+                ;;
             hostsnapd,serve)
                 cmd="hostsnapd__subcmd__serve"
                 ;;
@@ -106,6 +109,9 @@ _hostsnapd() {
             hostsnapd__subcmd__help,reconcile)
                 cmd="hostsnapd__subcmd__help__subcmd__reconcile"
                 ;;
+            hostsnapd__subcmd__help,restore)
+                cmd="hostsnapd__subcmd__help__subcmd__restore"
+                ;;
             hostsnapd__subcmd__help,serve)
                 cmd="hostsnapd__subcmd__help__subcmd__serve"
                 ;;
@@ -125,7 +131,7 @@ _hostsnapd() {
 
     case "${cmd}" in
         hostsnapd)
-            opts="-h -V --help --version serve check vms list show create delete lock unlock detach ping changes export reconcile rebuild-catalog audit help"
+            opts="-h -V --help --version serve check vms list show create delete lock unlock detach restore ping changes export reconcile rebuild-catalog audit help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -309,7 +315,7 @@ _hostsnapd() {
             return 0
             ;;
         hostsnapd__subcmd__help)
-            opts="serve check vms list show create delete lock unlock detach ping changes export reconcile rebuild-catalog audit help"
+            opts="serve check vms list show create delete lock unlock detach restore ping changes export reconcile rebuild-catalog audit help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -504,6 +510,20 @@ _hostsnapd() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        hostsnapd__subcmd__help__subcmd__restore)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         hostsnapd__subcmd__help__subcmd__serve)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -650,6 +670,24 @@ _hostsnapd() {
             ;;
         hostsnapd__subcmd__reconcile)
             opts="-h --control --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --control)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnapd__subcmd__restore)
+            opts="-h --control --json --dry-run --preview --no-safety --changed-layout --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

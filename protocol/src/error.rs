@@ -96,6 +96,8 @@ pub enum ErrorCode {
     BadRequest,
     /// The other side could not be reached.
     Unreachable,
+    /// A restore was begun and is not finished: until it is, the disk holds neither the old bytes nor the new.
+    RestoreUnfinished,
 }
 
 impl ErrorCode {
@@ -110,7 +112,7 @@ impl ErrorCode {
             Self::NotFound | Self::Ambiguous | Self::UnknownDisk => 5,
             Self::Unsupported | Self::Busy | Self::TooManySessions | Self::NotFreezable => 6,
             Self::ConsistencyNotReached | Self::HookFailed => 7,
-            Self::StorageFailed | Self::NoSpace => 8,
+            Self::StorageFailed | Self::NoSpace | Self::RestoreUnfinished => 8,
             Self::TimedOut | Self::LeaseExpired => 9,
         }
     }
@@ -124,7 +126,8 @@ impl ErrorCode {
             | Self::LeaseExpired
             | Self::TooManySessions
             | Self::Unavailable
-            | Self::Unreachable => true,
+            | Self::Unreachable
+            | Self::RestoreUnfinished => true,
             Self::Internal
             | Self::Malformed
             | Self::UnsupportedVersion

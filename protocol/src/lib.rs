@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`message`] | every request of a guest and every reply of the host |
 //! | [`attach`] | a snapshot's disks, attached to the machine that it is of |
+//! | [`restore`] | going back to a snapshot |
 //! | [`agent`] | what the host asks of the guest's daemon |
 //! | [`record`] | what a snapshot is, as both sides show it |
 //! | [`evidence`] | what was proved while the snapshot was taken, and what may be claimed from it |
@@ -28,6 +29,7 @@ pub mod frame;
 pub mod ids;
 pub mod message;
 pub mod record;
+pub mod restore;
 pub mod text;
 pub mod view;
 

@@ -13,6 +13,7 @@ use crate::evidence::{Consistency, Evidence};
 use crate::fingerprint::Fingerprint;
 use crate::ids::{BootId, RequestId, SnapshotId, Ticket, VmUuid};
 use crate::record::{MountRecord, SnapshotRecord, State, Timing};
+use crate::restore::{Restore, RestorePlan};
 use crate::text::{DiskSerial, Labels, Line, Name, Note, SnapshotRef};
 
 /// What a guest says to the host.
@@ -47,6 +48,8 @@ pub enum Request {
     Detach(SnapshotId),
     /// What is attached, of all snapshots?
     Attachments,
+    /// Give disks of this virtual machine the bytes that they had in one of its snapshots.
+    Restore(Restore),
 }
 
 /// What the host answers.
@@ -84,6 +87,10 @@ pub enum Reply {
     Attached(BoundedVec<Attachment, MAX_ATTACHED>),
     /// To `Detach`.
     Detached(DetachOutcome),
+    /// To `Restore` with `dry_run`: what would be done.
+    RestorePlanned(RestorePlan),
+    /// To `Restore`, after any number of `Progress`: what was done.
+    Restored(RestorePlan),
 }
 
 /// The protocol versions that one side speaks, both ends included.

@@ -1,10 +1,14 @@
 //! The JSON that both command lines print: one shape, whoever prints it. The wire's own form is
 //! `record`'s; this one is for people's scripts and only ever grows.
 
+mod restore;
+
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::Serialize;
+
+pub use restore::{RestoreView, RestoredView};
 
 use crate::record::{SnapshotRecord, Timing, UnixMillis};
 use crate::{ErrorCode, WireError};

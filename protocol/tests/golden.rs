@@ -77,6 +77,7 @@ fn every_variant_has_golden_bytes() {
         "Attach",
         "Detach",
         "Attachments",
+        "Restore",
     ];
     let of_request = |value: &Request| match value {
         Request::Hello(_) => "Hello",
@@ -93,6 +94,7 @@ fn every_variant_has_golden_bytes() {
         Request::Attach(_) => "Attach",
         Request::Detach(_) => "Detach",
         Request::Attachments => "Attachments",
+        Request::Restore(_) => "Restore",
     };
     let seen: BTreeSet<_> = common::requests().iter().map(|(_, value)| of_request(value)).collect();
     assert_eq!(seen, requests.into());
@@ -114,6 +116,8 @@ fn every_variant_has_golden_bytes() {
         "Abilities",
         "Attached",
         "Detached",
+        "RestorePlanned",
+        "Restored",
     ];
     let of_reply = |value: &Reply| match value {
         Reply::Hello(_) => "Hello",
@@ -132,6 +136,8 @@ fn every_variant_has_golden_bytes() {
         Reply::Abilities(_) => "Abilities",
         Reply::Attached(_) => "Attached",
         Reply::Detached(_) => "Detached",
+        Reply::RestorePlanned(_) => "RestorePlanned",
+        Reply::Restored(_) => "Restored",
     };
     let seen: BTreeSet<_> = common::replies().iter().map(|(_, value)| of_reply(value)).collect();
     assert_eq!(seen, replies.into());

@@ -91,6 +91,8 @@ pub(super) const fn kind(reply: &Reply) -> &'static str {
         Reply::Error(_) => "Error",
         Reply::Attached(_) => "Attached",
         Reply::Detached(_) => "Detached",
+        Reply::RestorePlanned(_) => "RestorePlanned",
+        Reply::Restored(_) => "Restored",
     }
 }
 

@@ -127,6 +127,7 @@ pub(crate) fn report(report: &Report, output: Output) {
         ("lost by the storage", &report.lost),
         ("removed by another host", &report.removed),
         ("no longer attached", &report.detached),
+        ("restored", &report.restored),
     ] {
         for id in ids {
             out(&format!("{id}  {what}\n"));

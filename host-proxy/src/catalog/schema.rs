@@ -90,6 +90,19 @@ const STEPS: &[M<'_>] = &[
             monitor     BLOB NOT NULL       -- by whom it is let go on
         ) STRICT;",
     ),
+    M::up(
+        "CREATE TABLE restores (
+            vm_uuid     TEXT NOT NULL,
+            request     TEXT NOT NULL,
+            snapshot    TEXT NOT NULL,
+            disks       TEXT NOT NULL,      -- their serials, as JSON
+            safety      TEXT,               -- the snapshot of what they held before
+            others      TEXT NOT NULL CHECK (others IN ('machine', 'nobody')),
+            stage       TEXT NOT NULL CHECK (stage IN ('begun', 'done')),
+            changed_at  INTEGER NOT NULL,   -- seconds since 1970
+            PRIMARY KEY (vm_uuid, request)
+        ) STRICT;",
+    ),
 ];
 
 /// How many bytes are set aside for the log, so that on a full file system what was begun can be

@@ -59,7 +59,7 @@ fn mistakes_name_file_line_and_what_is_allowed() {
         ("path = \"/srv/images\"", "", 2, "path = \"/…\""),
         ("path = \"/srv/images/data.img\"", "", 12, "needs `path`"),
         ("path = \"/srv/images/data.img\"", "volume = \"data\"", 15, "the driver reflink needs the path"),
-        ("cid = 42", "cid = 42\nallow = [\"restore\"]", 12, "expected one of `create`, `list`, `delete`"),
+        ("cid = 42", "cid = 42\nallow = [\"revert\"]", 12, "expected one of `create`, `list`, `delete`"),
     ] {
         let told = errors(&GOOD.replacen(from, to, 1));
         assert!(told.contains(words), "{from} → {to}: {told}");

@@ -1,6 +1,8 @@
 //! What a driver can do besides cutting, listing and deleting, told before anybody relies on it: who learns at the restore
 //! that there is none has lost.
 
+use super::{Format, restore};
+
 /// How the volumes of one set are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetCut {
@@ -19,13 +21,21 @@ pub struct Abilities {
     pub expose: bool,
     /// Whether it tells what changed between two snapshots.
     pub changes: bool,
+    /// Whether it gives a volume back the bytes of a snapshot.
+    pub restore: bool,
 }
 
 impl Abilities {
+    /// Those of them that a volume of this format has.
+    pub fn on(self, format: Format) -> Self {
+        Self { restore: self.restore && restore::unfit(format).is_none(), ..self }
+    }
+
     /// The words that people and programs read. A host that can more says one more.
     pub fn words(self) -> Vec<&'static str> {
-        let Self { set, expose, changes } = self;
-        [("set-atomic", set == SetCut::OneInstant), ("expose", expose), ("changes", changes)]
+        let Self { set, expose, changes, restore } = self;
+        let set_atomic = set == SetCut::OneInstant;
+        [("set-atomic", set_atomic), ("expose", expose), ("changes", changes), ("restore", restore)]
             .into_iter()
             .filter_map(|(word, can)| can.then_some(word))
             .collect()
@@ -38,10 +48,10 @@ mod tests {
 
     #[test]
     fn only_what_a_driver_can_do_is_said() {
-        let nothing = Abilities { set: SetCut::Each, expose: false, changes: false };
+        let nothing = Abilities { set: SetCut::Each, expose: false, changes: false, restore: false };
         assert!(nothing.words().is_empty());
-        let all = Abilities { set: SetCut::OneInstant, expose: true, changes: true };
-        assert_eq!(all.words(), ["set-atomic", "expose", "changes"]);
+        let all = Abilities { set: SetCut::OneInstant, expose: true, changes: true, restore: true };
+        assert_eq!(all.words(), ["set-atomic", "expose", "changes", "restore"]);
         assert_eq!(Abilities { expose: true, ..nothing }.words(), ["expose"]);
     }
 }

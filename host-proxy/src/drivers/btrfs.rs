@@ -13,7 +13,8 @@ use super::common::settle_at_once;
 use super::folder::{self, Folder, Place};
 use super::{
     Changes, Continue, CutSet, Deleted, Driver, DriverError, Expose, Exposed, Extent, Format, Found, Kind,
-    Owner, Plan, Progress, Ready, Recovered, SetCut, Volume, VolumeFacts, VolumeSnapshot, fiemap, image,
+    Others, Owner, Plan, Progress, Ready, Recovered, Restore, SetCut, Volume, VolumeFacts, VolumeSnapshot,
+    fiemap, image, restore,
 };
 
 /// The inode of every subvolume's root (Linux `BTRFS_FIRST_FREE_OBJECTID`).
@@ -227,6 +228,10 @@ impl Driver for Btrfs {
         SetCut::OneInstant
     }
 
+    fn restore(&self) -> Option<&dyn Restore> {
+        Some(self)
+    }
+
     fn limits(&self) -> &'static str {
         "raw images in one subvolume; a snapshot shares what does not change"
     }
@@ -244,6 +249,22 @@ impl Changes for Btrfs {
         volume: &protocol::DiskSerial,
     ) -> Result<Vec<Extent>, DriverError> {
         fiemap::changes(&self.image_of(from, volume)?, &self.image_of(to, volume)?)
+    }
+}
+
+impl Restore for Btrfs {
+    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
+        restore::can_restore_image(&self.image_of(owner, &volume.serial)?, volume)
+    }
+
+    fn restore(
+        &self,
+        owner: Owner,
+        volume: &Volume,
+        others: Others,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), DriverError> {
+        restore::restore_image(&self.image_of(owner, &volume.serial)?, volume, others, progress)
     }
 }
 

@@ -319,6 +319,6 @@ impl Driver for Csi {
     }
 
     fn limits(&self) -> &'static str {
-        "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups"
+        "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; no restore: CSI has no call for it"
     }
 }

@@ -242,7 +242,7 @@ impl Driver for LvmThin {
     }
 
     fn limits(&self) -> &'static str {
-        "thin volumes of one pool; a snapshot shares what does not change; none is begun over the pool's watermarks"
+        "thin volumes of one pool; a snapshot shares what does not change; none is begun over the pool's watermarks; no restore: what is merged must not be open"
     }
 }
 

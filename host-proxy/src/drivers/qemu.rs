@@ -19,8 +19,8 @@ use serde_json::json;
 
 use super::folder::{self, Folder, Place};
 use super::{
-    Continue, CutSet, Deleted, Driver, DriverError, Expose, Exposed, Format, Found, Kind, Owner, Plan,
-    Progress, Ready, Recovered, SetCut, Volume, VolumeFacts, VolumeSnapshot, image,
+    Continue, CutSet, Deleted, Driver, DriverError, Expose, Exposed, Format, Found, Kind, Others, Owner,
+    Plan, Progress, Ready, Recovered, Restore, SetCut, Volume, VolumeFacts, VolumeSnapshot, image, restore,
 };
 use crate::vmm::disk::{self, FindError};
 use crate::vmm::qmp::{Qmp, QmpError};
@@ -49,6 +49,17 @@ impl Qemu {
             ));
         }
         Ok(Self { folder: Folder::of_store(&store), store })
+    }
+}
+
+impl Qemu {
+    /// The copy of a volume in a snapshot that is whole.
+    fn image_of(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<PathBuf, DriverError> {
+        let absent =
+            || DriverError::new(Kind::NotFound, format!("show the disk {volume} of {}", owner.snapshot));
+        let Place::Whole(path) = self.folder.place(owner) else { return Err(absent()) };
+        let path = path.join(folder::file_name(volume, ".img"));
+        if path.is_file() { Ok(path) } else { Err(absent()) }
     }
 }
 
@@ -210,22 +221,38 @@ impl Driver for Qemu {
         Some(self)
     }
 
+    fn restore(&self) -> Option<&dyn Restore> {
+        Some(self)
+    }
+
     fn set_cut(&self) -> SetCut {
         SetCut::OneInstant
     }
 
     fn limits(&self) -> &'static str {
-        "any image of a running QEMU; a snapshot is a copy and takes what the disk holds; it is lost if QEMU ends before the copy does"
+        "any image of a running QEMU; a snapshot is a copy and takes what the disk holds; it is lost if QEMU ends before the copy does; raw ones can be restored"
+    }
+}
+
+impl Restore for Qemu {
+    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
+        restore::can_restore_image(&self.image_of(owner, &volume.serial)?, volume)
+    }
+
+    fn restore(
+        &self,
+        owner: Owner,
+        volume: &Volume,
+        others: Others,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), DriverError> {
+        restore::restore_image(&self.image_of(owner, &volume.serial)?, volume, others, progress)
     }
 }
 
 impl Expose for Qemu {
     fn expose(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<Exposed, DriverError> {
-        let absent =
-            || DriverError::new(Kind::NotFound, format!("show the disk {volume} of {}", owner.snapshot));
-        let Place::Whole(path) = self.folder.place(owner) else { return Err(absent()) };
-        let path = path.join(folder::file_name(volume, ".img"));
-        if path.is_file() { Ok(Exposed::Path { path, format: Format::Raw }) } else { Err(absent()) }
+        Ok(Exposed::Path { path: self.image_of(owner, volume)?, format: Format::Raw })
     }
 }
 

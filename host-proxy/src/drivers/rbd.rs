@@ -238,7 +238,7 @@ impl Driver for Rbd {
     }
 
     fn limits(&self) -> &'static str {
-        "images of one pool, of the format 2; a snapshot shares what does not change"
+        "images of one pool, of the format 2; a snapshot shares what does not change; no restore in place yet"
     }
 }
 

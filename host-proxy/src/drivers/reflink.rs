@@ -15,7 +15,8 @@ use rustix::fs::{Mode, OFlags};
 use super::folder::{self, Folder, Place};
 use super::{
     Changes, Continue, CutSet, Deleted, Driver, DriverError, Expose, Exposed, Extent, Format, Found, Kind,
-    Owner, Plan, Progress, Ready, Recovered, Volume, VolumeFacts, VolumeSnapshot, fiemap, image,
+    Others, Owner, Plan, Progress, Ready, Recovered, Restore, Volume, VolumeFacts, VolumeSnapshot, fiemap,
+    image, restore,
 };
 
 /// Snapshots as clones of image files.
@@ -174,6 +175,10 @@ impl Driver for Reflink {
         fiemap::is_known(&self.store).then_some(self)
     }
 
+    fn restore(&self) -> Option<&dyn Restore> {
+        Some(self)
+    }
+
     fn limits(&self) -> &'static str {
         "raw images in the file system of the store; a snapshot shares what does not change"
     }
@@ -187,6 +192,22 @@ impl Changes for Reflink {
         volume: &protocol::DiskSerial,
     ) -> Result<Vec<Extent>, DriverError> {
         fiemap::changes(&self.image_of(from, volume)?, &self.image_of(to, volume)?)
+    }
+}
+
+impl Restore for Reflink {
+    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
+        restore::can_restore_image(&self.image_of(owner, &volume.serial)?, volume)
+    }
+
+    fn restore(
+        &self,
+        owner: Owner,
+        volume: &Volume,
+        others: Others,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), DriverError> {
+        restore::restore_image(&self.image_of(owner, &volume.serial)?, volume, others, progress)
     }
 }
 

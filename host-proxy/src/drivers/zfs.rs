@@ -263,7 +263,7 @@ impl Driver for Zfs {
     }
 
     fn limits(&self) -> &'static str {
-        "volumes and raw images in one dataset and below it; a snapshot shares what does not change"
+        "volumes and raw images in one dataset and below it; a snapshot shares what does not change; no restore in place yet"
     }
 }
 

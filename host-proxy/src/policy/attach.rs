@@ -2,7 +2,7 @@
 
 use protocol::attach::{Access, Attach as Wanted};
 use protocol::record::{DiskRecord, SnapshotRecord, State};
-use protocol::{ErrorCode, SnapshotId, VmUuid, WireError};
+use protocol::{DiskSerial, ErrorCode, SnapshotId, VmUuid, WireError};
 
 use super::{Allowed, Asker, may, not_found, within_bytes};
 use crate::catalog::Usage;
@@ -38,30 +38,34 @@ pub fn attach(vm: &Vm, record: &SnapshotRecord, wanted: &Wanted) -> Result<Allow
         return Err(not_found(&record.id.to_string()));
     }
     may(Asker::Guest, vm, Verb::Attach)?;
-    match record.state {
-        State::Ready => {}
-        State::Settling => {
-            return Err(WireError::new(
-                ErrorCode::Busy,
-                format!("the snapshot {} is still settling", record.id),
-            )
-            .hint("try again when hostsnap list shows it as ready"));
-        }
-        State::Failed => {
-            return Err(WireError::new(
-                ErrorCode::StorageFailed,
-                format!("the host's storage no longer has the snapshot {}", record.id),
-            )
-            .hint("hostsnap list shows those that are ready"));
-        }
-    }
-    let disks = chosen(record, wanted)?;
+    whole(record)?;
+    let disks = chosen(record, &wanted.disks)?;
     Ok(Allowed(Attach { vm: vm.clone(), record: record.clone(), disks, access: wanted.access }))
 }
 
-fn chosen(record: &SnapshotRecord, wanted: &Wanted) -> Result<Vec<(usize, DiskRecord)>, WireError> {
+/// What is not whole can't be used.
+pub(super) fn whole(record: &SnapshotRecord) -> Result<(), WireError> {
+    match record.state {
+        State::Ready => Ok(()),
+        State::Settling => {
+            Err(WireError::new(ErrorCode::Busy, format!("the snapshot {} is still settling", record.id))
+                .hint("try again when hostsnap list shows it as ready"))
+        }
+        State::Failed => Err(WireError::new(
+            ErrorCode::StorageFailed,
+            format!("the host's storage no longer has the snapshot {}", record.id),
+        )
+        .hint("hostsnap list shows those that are ready")),
+    }
+}
+
+/// These disks of the snapshot, each with its place in the record; none is all.
+pub(super) fn chosen(
+    record: &SnapshotRecord,
+    wanted: &[DiskSerial],
+) -> Result<Vec<(usize, DiskRecord)>, WireError> {
     let all = || record.disks.iter().cloned().enumerate();
-    for serial in &wanted.disks {
+    for serial in wanted {
         if !record.disks.iter().any(|disk| disk.serial.same_disk(serial)) {
             let there: Vec<_> = record.disks.iter().map(|disk| disk.serial.as_str()).collect();
             return Err(WireError::new(
@@ -71,8 +75,8 @@ fn chosen(record: &SnapshotRecord, wanted: &Wanted) -> Result<Vec<(usize, DiskRe
             .hint(format!("hostsnap show {} tells more of it", record.id)));
         }
     }
-    let is_wanted = |disk: &DiskRecord| wanted.disks.iter().any(|serial| disk.serial.same_disk(serial));
-    Ok(all().filter(|(_, disk)| wanted.disks.is_empty() || is_wanted(disk)).collect())
+    let is_wanted = |disk: &DiskRecord| wanted.iter().any(|serial| disk.serial.same_disk(serial));
+    Ok(all().filter(|(_, disk)| wanted.is_empty() || is_wanted(disk)).collect())
 }
 
 /// Decides on so many bytes of new clones: they may grow to the size of their disks, and count as

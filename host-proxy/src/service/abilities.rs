@@ -9,7 +9,7 @@ use protocol::text::Line;
 
 use super::{Service, errors};
 use crate::config::Vm;
-use crate::drivers::{Driver, ROOM_UNKNOWN};
+use crate::drivers::{Abilities, ROOM_UNKNOWN};
 
 /// How long a storage device may take to say how full it is.
 const ROOM_LIMIT: Duration = Duration::from_secs(10);
@@ -28,17 +28,18 @@ impl Service {
                 let asked = Arc::clone(store);
                 let doing = format!("ask the store {} for its room", disk.store);
                 // Some can tell only when they have asked their storage.
-                let ask = move || Ok((words(asked.driver.as_ref(), takes_disks), asked.driver.free_bytes()));
-                let (words, room) = match self.workers.bounded(&doing, ROOM_LIMIT, ask, drop).await {
+                let ask = move || Ok((Some(asked.driver.abilities()), asked.driver.free_bytes()));
+                let (can, room) = match self.workers.bounded(&doing, ROOM_LIMIT, ask, drop).await {
                     Ok(told) => told,
-                    Err(error) => (Vec::new(), Err(error)),
+                    Err(error) => (None, Err(error)),
                 };
                 if let Err(error) = &room {
                     tracing::warn!("{doing}: {}", errors::chain(error));
                 }
-                rooms.insert(disk.store.clone(), (words, room.ok().filter(|room| *room != ROOM_UNKNOWN)));
+                rooms.insert(disk.store.clone(), (can, room.ok().filter(|room| *room != ROOM_UNKNOWN)));
             }
-            let (words, free_bytes) = rooms.get(&disk.store).cloned().unwrap_or_default();
+            let (can, free_bytes) = rooms.get(&disk.store).copied().unwrap_or_default();
+            let words = can.map_or_else(Vec::new, |can| words(can.on(disk.format), takes_disks));
             let driver = store.driver.as_ref();
             disks.push(DiskAbilities {
                 serial: disk.serial.clone(),
@@ -52,9 +53,9 @@ impl Service {
     }
 }
 
-fn words(driver: &dyn Driver, takes_disks: bool) -> Vec<protocol::text::Name> {
+fn words(can: Abilities, takes_disks: bool) -> Vec<protocol::text::Name> {
     // It takes both: a driver that shows a snapshot, and a machine that takes another disk.
-    let attach = (driver.expose().is_some() && takes_disks).then_some("attach");
-    let words = driver.abilities().words().into_iter().chain(attach);
+    let attach = (can.expose && takes_disks).then_some("attach");
+    let words = can.words().into_iter().chain(attach);
     words.map(|word| word.parse().expect("an ability is a valid name")).collect()
 }

@@ -26,6 +26,15 @@ pub enum Alone {
     NotAsked,
 }
 
+/// What becomes of the disks while they are cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Machine {
+    /// It stands still meanwhile, where their storage does not cut them at one instant.
+    MayWrite,
+    /// It is stopped, or has let go of them.
+    IsQuiet,
+}
+
 impl Alone {
     fn freeze(&self) -> Freeze {
         match self {
@@ -107,14 +116,24 @@ impl Service {
             lease_ms: 60_000,
             dry_run: false,
         };
-        let operation = match self.prepare(Asker::Admin, vm, &prepare).await? {
+        self.cut_unfrozen(vm, &prepare, why.freeze(), Machine::MayWrite).await
+    }
+
+    /// A snapshot for which nothing is frozen, for this reason; the guest's reading of the disks is not asked for.
+    pub(super) async fn cut_unfrozen(
+        self: &Arc<Self>,
+        vm: &Vm,
+        prepare: &Prepare,
+        freeze: Freeze,
+        machine: Machine,
+    ) -> Result<Box<SnapshotRecord>, WireError> {
+        let operation = match self.prepare(Asker::Admin, vm, prepare).await? {
             Outcome::Ready(operation) => operation,
             Outcome::Existing(record) => return Ok(record),
             Outcome::Planned(_) => unreachable!("no dry run was asked for"),
         };
-        let evidence =
-            Evidence { freeze: why.freeze(), file_systems: BoundedVec::empty(), hooks: BoundedVec::empty() };
-        let cut = match vm.monitor() {
+        let evidence = Evidence { freeze, file_systems: BoundedVec::empty(), hooks: BoundedVec::empty() };
+        let cut = match vm.monitor().filter(|_| machine == Machine::MayWrite) {
             Some(monitor) if operation.is_cut_apart() => {
                 self.cut_standing_still(vm, monitor, *operation).await?
             }

@@ -270,14 +270,14 @@ impl Service {
         }
     }
 
-    fn claim(&self, id: SnapshotId) -> Result<Arc<Claim>, WireError> {
+    pub(super) fn claim(&self, id: SnapshotId) -> Result<Arc<Claim>, WireError> {
         self.in_flight.claim(id).ok_or_else(|| {
             WireError::new(ErrorCode::Busy, format!("the snapshot {id} is being worked on"))
                 .hint("try again in a moment")
         })
     }
 
-    fn name_of(&self, vm: VmUuid) -> String {
+    pub(super) fn name_of(&self, vm: VmUuid) -> String {
         self.world().vm(vm).map_or_else(|| vm.to_string(), |vm| vm.name.to_string())
     }
 

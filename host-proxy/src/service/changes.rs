@@ -97,7 +97,7 @@ impl Service {
     }
 
     /// The store that has this disk's snapshots, by the configuration as it is now.
-    fn store_of(
+    pub(super) fn store_of(
         &self,
         name: &str,
         vm: protocol::VmUuid,

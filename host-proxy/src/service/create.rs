@@ -65,6 +65,7 @@ impl Service {
         };
 
         let allowed = self.decide(asker, vm, prepare).await?;
+        self.refuse_if_restoring(vm.uuid, &allowed.get().serials()).await?;
         self.catalog(|catalog| catalog.has_room()).await?;
         let world = self.world();
         self.prove_volumes(asker, &world, &allowed).await?;
@@ -85,6 +86,7 @@ impl Service {
         // come in by several connections.
         let beginning = self.beginning.lock().await;
         self.decide(asker, vm, prepare).await?;
+        self.refuse_if_restoring(vm.uuid, &allowed.get().serials()).await?;
         let intent = draft.clone();
         match self.catalog(move |catalog| catalog.begin(&intent, &digest)).await? {
             Begun::Existing(entry) => return existing(*entry, &digest),

@@ -28,6 +28,7 @@ impl Service {
         };
         self.refuse_if_attached(&record).await?;
         self.refuse_if_exported(&record)?;
+        self.refuse_if_restored_from(id).await?;
         let Some(was) = self.catalog(move |catalog| catalog.begin_delete(id)).await? else {
             return Ok(DeleteOutcome::WasAbsent);
         };

@@ -44,6 +44,9 @@ pub struct Report {
     /// No longer attached: its machine was stopped, or the service while it was attached or detached.
     #[serde(default)]
     pub detached: Vec<SnapshotId>,
+    /// Disks of a machine were being given back the bytes of this snapshot, and have them now.
+    #[serde(default)]
+    pub restored: Vec<SnapshotId>,
     /// What could not be decided, for people.
     pub problems: Vec<String>,
 }
@@ -83,6 +86,7 @@ impl Service {
         let attached = self.reconcile_attached().await?;
         attached.problems.iter().for_each(|problem| tracing::warn!("reconcile: {problem}"));
         report.detached = attached.detached;
+        self.finish_restores(&mut report).await;
         report.problems.extend(attached.problems);
         Ok(report)
     }
@@ -130,6 +134,7 @@ impl Service {
             }
         }
         self.end_pauses().await;
+        self.finish_restores(&mut report).await;
         self.tend_attached().await;
         self.tend_exports().await;
         self.expire().await;

@@ -14,17 +14,20 @@ fn what_the_storage_of_a_disk_can_do_is_told_to_the_administrator_and_to_its_gue
     let stage = Stage::set();
     let check = stage.offline(&["check", "--json"]).json();
     let disk = check.as_array().unwrap().iter().find(|one| one["what"] == "disk data of db1").unwrap();
-    assert_eq!((&disk["driver"], &disk["abilities"]), (&json!("reflink"), &json!(["expose", "changes"])));
+    assert_eq!(
+        (&disk["driver"], &disk["abilities"]),
+        (&json!("reflink"), &json!(["expose", "changes", "restore"]))
+    );
     assert_eq!(disk["floor_bytes"], 1 << 20);
     assert!(disk["free_bytes"].as_u64().unwrap() > 1 << 20, "{disk}");
     let limits = disk["limits"].as_str().unwrap();
     let shown = stage.offline(&["check"]).out;
-    assert!(shown.contains("can: expose, changes") && shown.contains(limits), "{shown}");
+    assert!(shown.contains("can: expose, changes, restore") && shown.contains(limits), "{shown}");
 
     let Reply::Abilities(told) = stage.greeted().ask(&Request::Abilities) else { panic!("no abilities") };
     let [told] = &told[..] else { panic!("{told:?}") };
     let words: Vec<_> = told.abilities.iter().map(|word| word.as_str()).collect();
-    assert_eq!((told.serial.as_str(), words), ("data", vec!["expose", "changes"]));
+    assert_eq!((told.serial.as_str(), words), ("data", vec!["expose", "changes", "restore"]));
     assert_eq!((told.limits.as_str(), told.floor_bytes), (limits, 1 << 20));
     assert!(told.free_bytes.is_some(), "{told:?}");
 

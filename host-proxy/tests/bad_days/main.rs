@@ -12,6 +12,7 @@ mod guest;
 mod interrupted;
 mod locks;
 mod refusals;
+mod restore;
 mod stage;
 mod usage;
 mod volumes;

@@ -202,6 +202,11 @@ impl Stage {
         UUID
     }
 
+    /// Where the machine's vsock device listens while it runs.
+    pub(crate) fn device(&self) -> PathBuf {
+        self.folder.path().join("vsock")
+    }
+
     fn guests_socket(&self) -> PathBuf {
         self.folder.path().join(format!("vsock_{PORT}"))
     }

@@ -11,6 +11,7 @@ mod export;
 mod lvm;
 mod lvm_faults;
 mod monitor;
+mod restore;
 mod several_stores;
 mod sins;
 mod watched;
@@ -99,6 +100,7 @@ fn promises(bench: &dyn Bench) {
     what_is_done_survives_the_loss_of_power(bench);
     changes::what_changed_between_two_snapshots_is_told(bench);
     export::what_is_served_is_the_snapshot_and_what_changed_is_marked(bench);
+    restore::what_was_at_the_cut_is_there_again(bench);
     a_full_store_is_told_and_left_as_it_was(bench);
     assert_eq!(bench.driver().list().unwrap(), [], "the contract leaves nothing behind");
 }
@@ -152,6 +154,7 @@ fn what_it_can_do_is_told(bench: &dyn Bench) {
     let driver = bench.driver();
     let told = driver.abilities();
     assert_eq!((told.expose, told.changes), (driver.expose().is_some(), driver.changes().is_some()));
+    assert_eq!(told.restore, driver.restore().is_some());
     let limits = driver.limits();
     let is_a_line = !limits.is_empty() && limits.len() <= 256 && limits.chars().all(|c| !c.is_control());
     assert!(is_a_line, "what it takes is to be told in one line: {limits:?}");

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use host_proxy::drivers::{
     Abilities, Changes, Continue, CutSet, Deleted, Driver, DriverError, Expose, Exposed, Extent, Found,
-    Owner, Plan, Progress, Ready, Recovered, SetCut, Source, Volume, VolumeFacts, VolumeSnapshot,
+    Others, Owner, Plan, Progress, Ready, Recovered, Restore, SetCut, Source, Volume, VolumeFacts,
+    VolumeSnapshot,
 };
 use protocol::DiskSerial;
 
@@ -157,6 +158,9 @@ impl Driver for WatchedDriver {
     fn changes(&self) -> Option<&dyn Changes> {
         self.inner.changes().map(|_| self as &dyn Changes)
     }
+    fn restore(&self) -> Option<&dyn Restore> {
+        self.inner.restore().map(|_| self as &dyn Restore)
+    }
     fn set_cut(&self) -> SetCut {
         self.inner.set_cut()
     }
@@ -183,6 +187,33 @@ impl Changes for WatchedDriver {
     fn changes(&self, from: Owner, to: Owner, volume: &DiskSerial) -> Result<Vec<Extent>, DriverError> {
         let volume = volume.clone();
         self.call("changes", move |driver| driver.changes().expect("asked before").changes(from, to, &volume))
+    }
+}
+
+impl Restore for WatchedDriver {
+    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
+        let volume = volume.clone();
+        let asks =
+            move |driver: &dyn Driver| driver.restore().expect("asked before").can_restore(owner, &volume);
+        self.call("can_restore", asks)
+    }
+    fn restore(
+        &self,
+        owner: Owner,
+        volume: &Volume,
+        others: Others,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), DriverError> {
+        let volume = volume.clone();
+        let asks = move |driver: &dyn Driver| {
+            let mut told = Vec::new();
+            let able = driver.restore().expect("asked before");
+            let restored = able.restore(owner, &volume, others, &mut |now| told.push(now));
+            (told, restored)
+        };
+        let (told, restored) = self.call("restore", asks);
+        told.into_iter().for_each(progress);
+        restored
     }
 }
 

@@ -9,6 +9,7 @@
 //! | `host` | the host: disks that lose power, a service over two stores |
 //! | `scene` | what a guest does meanwhile, and what must be true afterwards |
 //! | `files` | kills, power cuts, errors: a set over the drivers reflink and btrfs |
+//! | `restores` | kills and power cuts while that set is given back its old bytes |
 
 mod calls;
 mod files;
@@ -16,6 +17,7 @@ mod files;
 #[path = "../common/guest.rs"]
 mod guest;
 mod host;
+mod restores;
 mod scene;
 #[allow(dead_code)]
 mod tracer;

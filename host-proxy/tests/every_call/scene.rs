@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use harness::wait::wait_until;
-use protocol::message::{DeleteOutcome, Prepare, Reply, Request};
-use protocol::{Consistency, ErrorCode, SnapshotId};
+use protocol::message::{DeleteOutcome, DiskRequest, Prepare, Reply, Request};
+use protocol::{BoundedVec, Consistency, ErrorCode, SnapshotId};
 
 use super::guest::{Guest, conclude, cut, request_for};
 use super::host::{Host, IMAGE_BYTES, LIMIT, UUID};
@@ -39,6 +39,11 @@ impl Snapshot {
 
     pub(crate) fn id(&self) -> String {
         self.key().to_string()
+    }
+
+    /// Its disks, as a guest knows them.
+    pub(crate) fn disks(&self) -> BoundedVec<DiskRequest, 64> {
+        self.asked.disks.clone()
     }
 
     fn key(&self) -> SnapshotId {

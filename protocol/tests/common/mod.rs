@@ -7,6 +7,7 @@ use protocol::evidence::{CallEvidence, CutEvidence, FileSystemEvidence, Freeze, 
 use protocol::fingerprint::{Kind, Mark};
 use protocol::message::*;
 use protocol::record::{DiskRecord, MountRecord, State, Timing, UnixMillis};
+use protocol::restore::{Layout, Restore, RestorePlan, RestoredDisk, Safety};
 use protocol::text::{LabelKey, LabelValue, Labels, Line};
 use protocol::*;
 
@@ -176,11 +177,24 @@ pub fn requests() -> Vec<(String, Request)> {
         ("Attach/Writable".to_owned(), attach(Access::Writable)),
         ("Detach".to_owned(), Request::Detach(uuid(1))),
         ("Attachments".to_owned(), Request::Attachments),
+        ("Restore".to_owned(), restore(Safety::Snapshot, Layout::Same, true)),
+        ("Restore/None".to_owned(), restore(Safety::None, Layout::Same, false)),
+        ("Restore/Any".to_owned(), restore(Safety::Snapshot, Layout::Any, false)),
     ]);
     all
 }
 
-pub const ERROR_CODES: [ErrorCode; 25] = [
+fn restore(safety: Safety, layout: Layout, dry_run: bool) -> Request {
+    let disks = list(vec![disk_request(Kind::Xfs)]);
+    Request::Restore(Restore { request: uuid(3), id: uuid(1), disks, safety, layout, dry_run })
+}
+
+fn restore_plan(safety: Option<SnapshotId>) -> RestorePlan {
+    let disk = RestoredDisk { serial: text("data"), driver: text("reflink"), size_bytes: 1 << 30 };
+    RestorePlan { id: uuid(1), created_at: UnixMillis(1_795_507_200_123), disks: list(vec![disk]), safety }
+}
+
+pub const ERROR_CODES: [ErrorCode; 26] = [
     ErrorCode::Internal,
     ErrorCode::Malformed,
     ErrorCode::UnsupportedVersion,
@@ -206,6 +220,7 @@ pub const ERROR_CODES: [ErrorCode; 25] = [
     ErrorCode::HookFailed,
     ErrorCode::BadRequest,
     ErrorCode::Unreachable,
+    ErrorCode::RestoreUnfinished,
 ];
 
 /// Every reply, and every variant that only replies hold.
@@ -268,6 +283,8 @@ pub fn replies() -> Vec<(String, Reply)> {
         ("Attached/Writable".to_owned(), attached(Access::Writable)),
         ("Detached".to_owned(), Reply::Detached(DetachOutcome::Detached)),
         ("Detached/WasNotAttached".to_owned(), Reply::Detached(DetachOutcome::WasNotAttached)),
+        ("RestorePlanned".to_owned(), Reply::RestorePlanned(restore_plan(Some(uuid(6))))),
+        ("Restored".to_owned(), Reply::Restored(restore_plan(None))),
     ]);
     all
 }

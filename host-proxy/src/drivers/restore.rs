@@ -1,0 +1,250 @@
+//! The ability to give a volume back the bytes that it had in a snapshot, in place: the image stays the same file, so
+//! that whatever has it open reads the old bytes from then on. What drivers that keep images share is here too.
+//!
+//! In place suits raw images only. QEMU caches the metadata of a qcow2 image (docs/interop/qcow2.rst, "cache") and would
+//! go on with that of the new one. Of a raw image it caches nothing but where data is known to be (`block/io.c`,
+//! `bdrv_co_block_status`), and of data that has become a hole it reads zeros all the same.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::io::Errno;
+
+use super::{DriverError, Format, Kind, Owner, Progress, Volume};
+
+/// How much is copied at once, in bytes.
+const CHUNK: usize = 1 << 20;
+
+/// The ability to give a volume back the bytes of one of its snapshots.
+pub trait Restore {
+    /// Proves, without changing anything, that [`Restore::restore`] would work. `NotFound` without such a snapshot,
+    /// `Unsupported` where the volume can't take it, such as one that has another size now.
+    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError>;
+
+    /// Gives the volume all bytes of the snapshot, which stays as it is, as all others do. After `Ok` that survives power
+    /// loss. One that was ended in the middle is finished by doing it again. `Busy`, and nothing is touched, where
+    /// `others` says that nobody may have the volume open and somebody has.
+    fn restore(
+        &self,
+        owner: Owner,
+        volume: &Volume,
+        others: Others,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), DriverError>;
+}
+
+/// Who may have the volume open meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// A running machine, whose guest does not use the disk.
+    Machine,
+    /// Nobody, and nobody gets it until it is done.
+    Nobody,
+}
+
+/// Why a volume of this format can't be restored in place; `None` if it can.
+pub fn unfit(format: Format) -> Option<&'static str> {
+    match format {
+        Format::Raw => None,
+        Format::Qcow2 => {
+            Some("QEMU caches the metadata of a qcow2 image: only raw ones are restored in place")
+        }
+    }
+}
+
+/// Opens both and compares their sizes.
+fn open(snapshot: &Path, volume: &Volume) -> Result<(File, File, u64), DriverError> {
+    if let Some(why) = unfit(volume.format) {
+        return Err(DriverError::new(Kind::Unsupported, format!("restore {}: {why}", volume.source)));
+    }
+    let io = |path: &Path, error: std::io::Error| DriverError::io(format!("open {}", path.display()), error);
+    let from = File::open(snapshot).map_err(|error| io(snapshot, error))?;
+    let path = volume.path()?;
+    let to = OpenOptions::new().read(true).write(true).open(path).map_err(|error| io(path, error))?;
+    let size = |file: &File| {
+        seek(file, SeekFrom::End(0))
+            .map_err(|error| DriverError::io(format!("look at {}", volume.source), error))
+    };
+    let (size_bytes, now_bytes) = (size(&from)?, size(&to)?);
+    if size_bytes != now_bytes {
+        return Err(DriverError::new(
+            Kind::Unsupported,
+            format!(
+                "restore {}: it has {now_bytes} bytes, the snapshot {size_bytes}; give it that size again first",
+                volume.source
+            ),
+        ));
+    }
+    Ok((from, to, size_bytes))
+}
+
+/// [`Restore::can_restore`] of an image by another.
+pub(super) fn can_restore_image(snapshot: &Path, volume: &Volume) -> Result<(), DriverError> {
+    open(snapshot, volume).map(drop)
+}
+
+/// [`Restore::restore`] of an image by another: its extents are shared where the file system can, else copied.
+///
+/// The kernel writes back and drops what it caches of the target (Linux `generic_remap_file_range_prep` and the file
+/// systems' own), so that QEMU reads the new bytes whether it opened the image with O_DIRECT or not.
+pub(super) fn restore_image(
+    snapshot: &Path,
+    volume: &Volume,
+    others: Others,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), DriverError> {
+    let (from, to, total_bytes) = open(snapshot, volume)?;
+    let doing = || format!("restore {}", volume.source);
+    if others == Others::Nobody {
+        lock(&to, volume)?;
+    }
+    progress(Progress { done_bytes: 0, total_bytes });
+    match rustix::fs::ioctl_ficlone(&to, &from) {
+        Ok(()) => {}
+        Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOTTY | Errno::NOSYS) => {
+            copy(&from, &to, total_bytes, progress).map_err(|error| DriverError::io(doing(), error))?;
+        }
+        Err(error) => return Err(DriverError::io(doing(), error)),
+    }
+    to.sync_all().map_err(|error| DriverError::io(doing(), error))?;
+    progress(Progress { done_bytes: total_bytes, total_bytes });
+    Ok(())
+}
+
+/// Keeps whoever honours QEMU's locks from opening the image, until `file` is closed. QEMU holds open-file-description
+/// locks on single bytes of it (`block/file-posix.c`, `raw_apply_lock_bytes`); one on all bytes meets each of them.
+fn lock(file: &File, volume: &Volume) -> Result<(), DriverError> {
+    // SAFETY: all fields of a `flock` may be zero: from the first byte to the end of the file, wherever that is.
+    let mut all: libc::flock = unsafe { std::mem::zeroed() };
+    all.l_type = libc::F_WRLCK as libc::c_short;
+    all.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: the descriptor is open and `all` lives through the call, which keeps no pointer to it. rustix has no
+    // F_OFD_SETLK; a POSIX lock would be lost as soon as anything in this process closes the file.
+    let locked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const all) };
+    if locked == 0 {
+        return Ok(());
+    }
+    let error = std::io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Err(DriverError::new(
+            Kind::Busy,
+            format!(
+                "restore {}: a process has it open and locked, such as a machine that runs",
+                volume.source
+            ),
+        )),
+        _ => Err(DriverError::io(format!("lock {}", volume.source), error)),
+    }
+}
+
+/// Copies what is data, and makes holes of the rest.
+fn copy(from: &File, to: &File, total_bytes: u64, progress: &mut dyn FnMut(Progress)) -> std::io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    let mut at = 0;
+    while at < total_bytes {
+        let data = match seek(from, SeekFrom::Data(at)) {
+            Ok(data) => data.min(total_bytes),
+            // There is no more of it.
+            Err(Errno::NXIO) => total_bytes,
+            Err(error) => return Err(error.into()),
+        };
+        clear(to, at, data - at, &mut buffer)?;
+        at = data;
+        let end = if at < total_bytes { seek(from, SeekFrom::Hole(at))?.min(total_bytes) } else { at };
+        while at < end {
+            let part = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+            from.read_exact_at(&mut buffer[..part], at)?;
+            to.write_all_at(&buffer[..part], at)?;
+            at += part as u64;
+            progress(Progress { done_bytes: at, total_bytes });
+        }
+    }
+    Ok(())
+}
+
+/// Makes a range read as zeros: a hole where that can be, else zeros.
+fn clear(to: &File, mut at: u64, mut length: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+    if length == 0 {
+        return Ok(());
+    }
+    match fallocate(to, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, length) {
+        Ok(()) => return Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::INVAL) => {}
+        Err(error) => return Err(error.into()),
+    }
+    buffer.fill(0);
+    while length > 0 {
+        let part = usize::try_from(length).unwrap_or(usize::MAX).min(buffer.len());
+        to.write_all_at(&buffer[..part], at)?;
+        at += part as u64;
+        length -= part as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+    use crate::drivers::Source;
+
+    fn volume(path: &Path) -> Volume {
+        Volume {
+            serial: "data".parse().unwrap(),
+            source: Source::Path(path.to_owned()),
+            format: Format::Raw,
+            qmp: None,
+        }
+    }
+
+    #[test]
+    fn what_is_copied_is_the_same_byte_for_byte_holes_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old, new) = (folder.path().join("old"), folder.path().join("new"));
+        let size: u64 = 8 << 20;
+        let file = File::create_new(&old).unwrap();
+        file.set_len(size).unwrap();
+        for (at, byte) in [(0, 1), (3 << 20, 2), (size - 4096, 3)] {
+            file.write_all_at(&[byte; 4096], at).unwrap();
+        }
+        fs::write(&new, vec![9; usize::try_from(size).unwrap()]).unwrap();
+        let (from, to, total) = open(&old, &volume(&new)).unwrap();
+        let mut last = 0;
+        copy(&from, &to, total, &mut |told| last = told.done_bytes).unwrap();
+        assert_eq!(last, size);
+        assert!(fs::read(&old).unwrap() == fs::read(&new).unwrap());
+        to.sync_all().unwrap();
+        assert!(fs::metadata(&new).unwrap().blocks() * 512 < size / 2, "holes were filled");
+        clear(&to, 1, 5, &mut [7; 3]).unwrap();
+        assert_eq!(fs::read(&new).unwrap()[..8], [1, 0, 0, 0, 0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn an_image_of_another_size_or_format_and_one_that_is_locked_is_refused_untouched() {
+        let folder = tempfile::tempdir().unwrap();
+        let (old, new) = (folder.path().join("old"), folder.path().join("new"));
+        fs::write(&old, [1; 4096]).unwrap();
+        fs::write(&new, [2; 4096]).unwrap();
+        let restore = |volume: &Volume, others| restore_image(&old, volume, others, &mut |_| {});
+        let held = File::options().read(true).write(true).open(&new).unwrap();
+        lock(&held, &volume(&new)).unwrap();
+        let busy = restore(&volume(&new), Others::Nobody).unwrap_err();
+        assert_eq!(busy.kind, Kind::Busy, "{busy}");
+        drop(held);
+        let qcow2 = Volume { format: Format::Qcow2, ..volume(&new) };
+        assert_eq!(restore(&qcow2, Others::Machine).unwrap_err().kind, Kind::Unsupported);
+        assert_eq!(fs::read(&new).unwrap(), [2; 4096]);
+        restore(&volume(&new), Others::Nobody).unwrap();
+        assert_eq!(fs::read(&new).unwrap(), [1; 4096]);
+        fs::write(&new, [2; 8192]).unwrap();
+        let refused = restore(&volume(&new), Others::Machine).unwrap_err();
+        assert_eq!(refused.kind, Kind::Unsupported);
+        assert!(refused.to_string().contains("8192 bytes, the snapshot 4096"), "{refused}");
+        assert_eq!(fs::read(&new).unwrap(), [2; 8192]);
+    }
+}
