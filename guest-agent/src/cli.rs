@@ -121,6 +121,12 @@ pub enum Command {
         #[command(flatten)]
         which: Which,
     },
+    /// Give disks of this machine the bytes that they had in a snapshot
+    ///
+    /// Refused, with the list of what is in the way, while anything here uses the disks: unmount it, or let --remount do
+    /// it. What the disks hold now is kept as a snapshot first. All other snapshots stay. The root disk goes back from
+    /// the host, while the machine is stopped: `hostsnapd restore`.
+    Restore(Restore),
     /// Show this machine's disks, what is mounted on them, and what the host knows of them
     Disks {
         /// Print what /proc and /sys say, as the tests read it: for a bug report
@@ -162,6 +168,29 @@ pub struct Mount {
     /// Say what would be done; attach and mount nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// The options of a restore.
+#[derive(Debug, Args)]
+#[group(skip)]
+pub struct Restore {
+    /// Its identifier, any unique prefix of it, or `latest`
+    pub snapshot: SnapshotRef,
+    /// Only these of its disks: by serial, or the disk that holds a path
+    #[arg(value_name = "DISK|PATH")]
+    pub what: Vec<PathBuf>,
+    /// Say what would be done, what is lost and what is in the way; change nothing
+    #[arg(long, visible_alias = "dry-run")]
+    pub preview: bool,
+    /// Unmount what is mounted of the disks, and mount it again in the same way, also after a failure
+    #[arg(long)]
+    pub remount: bool,
+    /// Do not keep what the disks hold now: it is lost
+    #[arg(long)]
+    pub no_safety: bool,
+    /// Also where a disk was partitioned or formatted anew since
+    #[arg(long)]
+    pub changed_layout: bool,
 }
 
 /// How a file system is found where that needs help.

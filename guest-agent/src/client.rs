@@ -18,6 +18,7 @@ use protocol::message::{
     Conclude, CutDone, DeleteOutcome, DiskAbilities, DiskInfo, Hello, List, Page, Planned, Prepare, Prepared,
     Progress, Reply, Request, Welcome,
 };
+use protocol::restore::{Restore, RestorePlan};
 use protocol::text::{Name, SnapshotRef};
 use protocol::{ErrorCode, SnapshotId, SnapshotRecord, Ticket, VERSIONS, WireError};
 
@@ -216,6 +217,24 @@ impl Client {
         match self.ask(&Request::Attachments, self.limits.answer)? {
             Reply::Attached(attached) => Ok(attached.into_inner()),
             other => Err(unexpected("Attachments", &other)),
+        }
+    }
+
+    /// Gives disks the bytes of a snapshot, or says what that would do. Waits as long as the host tells how far it is.
+    pub fn restore(
+        &mut self,
+        wanted: Restore,
+        tell: &mut dyn FnMut(Progress),
+    ) -> Result<RestorePlan, ClientError> {
+        let dry_run = wanted.dry_run;
+        self.wire.send(&Request::Restore(wanted), Instant::now() + self.limits.answer)?;
+        loop {
+            match receive(&mut self.wire, Instant::now() + self.limits.prepare)? {
+                Reply::Progress(progress) => tell(progress),
+                Reply::RestorePlanned(plan) if dry_run => return Ok(plan),
+                Reply::Restored(plan) if !dry_run => return Ok(plan),
+                other => return Err(unexpected("Restore", &other)),
+            }
         }
     }
 

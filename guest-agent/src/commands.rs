@@ -13,17 +13,18 @@ use indicatif::{ProgressBar, ProgressStyle};
 use protocol::attach::Access;
 use protocol::message::List;
 use protocol::record::State;
+use protocol::restore::{Layout, Safety};
 use protocol::text::SnapshotRef;
 use protocol::{DiskSerial, ErrorCode, RequestId, WireError};
 use serde_json::json;
 
-use crate::cli::{Cli, Command, Create};
+use crate::cli::{Cli, Command, Create, Restore};
 use crate::client::{Client, HostAddress, Limits};
 use crate::flow::{self, Options, Otherwise, Outcome, Surroundings, Target, Told};
 use crate::freeze::{self, Emergency};
 use crate::topology::select::{self, DiskOverview};
 use crate::topology::{capture, mountinfo};
-use crate::{attach, daemon, doctor, mount};
+use crate::{attach, daemon, doctor, mount, restore};
 use print::Known;
 
 /// Reads the command line. One that can't be understood ends the program: with exit code 2, and as
@@ -84,6 +85,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, WireError> {
         Command::Umount { dir, .. } => inside::umount(dir.as_deref(), &host, json)?,
         Command::Cp { sources, dest, which } => return inside::cp(sources, &dest, &which, &host, json),
         Command::Ls { path, long, which } => inside::ls(&path, long, &which, &host, json)?,
+        Command::Restore(restore) => go_back(restore, &host, json)?,
         Command::Disks { capture: true } => {
             print::json(&capture::live()?);
         }
@@ -116,7 +118,7 @@ fn take(create: Create, host: HostAddress, json: bool) -> Result<(), WireError> 
         wait: !create.no_wait,
     };
     let around = Surroundings { host, ..Surroundings::default() };
-    let bar = progress_bar();
+    let bar = progress_bar("settling");
     let outcome = flow::create(&options, &around, &mut |told| match told {
         // Between freeze and thaw nothing is printed.
         Told::Phase(_) => {}
@@ -144,11 +146,11 @@ fn left_out(target: &Target) -> Vec<DiskOverview> {
     overview.into_iter().filter(|disk| !disk.mounts.is_empty() && !is_taken(&disk.name)).collect()
 }
 
-fn progress_bar() -> ProgressBar {
+fn progress_bar(what: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("settling {bar:30} {bytes}/{total_bytes} {eta}");
+    let style = ProgressStyle::with_template(&format!("{what} {{bar:30}} {{bytes}}/{{total_bytes}} {{eta}}"));
     ProgressBar::new(0).with_style(style.expect("a valid template"))
 }
 
@@ -234,6 +236,25 @@ fn take_out(host: &HostAddress, snapshots: Vec<SnapshotRef>, json: bool) -> Resu
     // What was taken out is said, whatever came then.
     print::detached(&outcomes, json);
     failed.map_or(Ok(()), Err)
+}
+
+fn go_back(restore: Restore, host: &HostAddress, json: bool) -> Result<(), WireError> {
+    let options = restore::Options {
+        snapshot: restore.snapshot,
+        what: restore.what,
+        preview: restore.preview,
+        remount: restore.remount,
+        safety: if restore.no_safety { Safety::None } else { Safety::Snapshot },
+        layout: if restore.changed_layout { Layout::Any } else { Layout::Same },
+    };
+    let bar = progress_bar("restoring");
+    let outcome = restore::restore(&options, host, &mut |progress| {
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.done_bytes);
+    });
+    bar.finish_and_clear();
+    print::restored(&outcome?, json);
+    Ok(())
 }
 
 fn disks(host: &HostAddress, json: bool) -> Result<(), WireError> {

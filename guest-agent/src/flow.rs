@@ -37,6 +37,7 @@ use attempt::{Attempt, Failure};
 pub use minimum::{Otherwise, reached};
 pub(crate) use stop::Patience;
 pub use target::Target;
+pub(crate) use target::read_fingerprint;
 
 /// How long another snapshot of this machine is waited for.
 const LOCK_LIMIT: Duration = Duration::from_secs(30);

@@ -8,6 +8,7 @@
 //! | [`mount`] | what is in a snapshot: mounted, listed, copied |
 //! | [`client`] | the conversation with the host |
 //! | [`attach`] | a snapshot's disks in this machine |
+//! | [`restore`] | this machine's disks with a snapshot's bytes |
 //! | [`flow`] | the way of a snapshot, which joins all of these |
 //! | [`commands`], [`daemon`], [`doctor`] | the ways to run the program, by [`cli`] |
 
@@ -24,4 +25,5 @@ pub mod hooks;
 pub mod listing;
 pub mod mount;
 pub mod rehearsal;
+pub mod restore;
 pub mod topology;

@@ -1,8 +1,6 @@
 //! The administrator's way in: a Unix socket that only root can open. The same framing as the
 //! guests', with messages of its own; both ends are this program.
 
-mod restore;
-
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -30,6 +28,7 @@ use crate::session;
 use crate::transport::{self, TransportError};
 
 pub(crate) mod export;
+mod restore;
 
 /// How soon a request must come.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);

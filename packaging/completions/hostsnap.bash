@@ -52,6 +52,9 @@ _hostsnap() {
             hostsnap,mount)
                 cmd="hostsnap__subcmd__mount"
                 ;;
+            hostsnap,restore)
+                cmd="hostsnap__subcmd__restore"
+                ;;
             hostsnap,show)
                 cmd="hostsnap__subcmd__show"
                 ;;
@@ -97,6 +100,9 @@ _hostsnap() {
             hostsnap__subcmd__help,mount)
                 cmd="hostsnap__subcmd__help__subcmd__mount"
                 ;;
+            hostsnap__subcmd__help,restore)
+                cmd="hostsnap__subcmd__help__subcmd__restore"
+                ;;
             hostsnap__subcmd__help,show)
                 cmd="hostsnap__subcmd__help__subcmd__show"
                 ;;
@@ -113,7 +119,7 @@ _hostsnap() {
 
     case "${cmd}" in
         hostsnap)
-            opts="-h -V --json --host --help --version create list show delete attach detach mount umount cp ls disks doctor thaw daemon help"
+            opts="-h -V --json --host --help --version create list show delete attach detach mount umount cp ls restore disks doctor thaw daemon help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -311,7 +317,7 @@ _hostsnap() {
             return 0
             ;;
         hostsnap__subcmd__help)
-            opts="create list show delete attach detach mount umount cp ls disks doctor thaw daemon help"
+            opts="create list show delete attach detach mount umount cp ls restore disks doctor thaw daemon help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -492,6 +498,20 @@ _hostsnap() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        hostsnap__subcmd__help__subcmd__restore)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         hostsnap__subcmd__help__subcmd__show)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -609,6 +629,24 @@ _hostsnap() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --host)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        hostsnap__subcmd__restore)
+            opts="-h --dry-run --preview --remount --no-safety --changed-layout --json --host --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
                 --host)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

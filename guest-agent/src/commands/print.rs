@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use protocol::attach::{Attachment, DetachOutcome};
 use protocol::message::{DeleteOutcome, DiskAbilities, DiskInfo, Planned};
-use protocol::text::MountPath;
-use protocol::view::{self, ErrorView, SnapshotView};
+use protocol::text::{Line, MountPath};
+use protocol::view::{self, ErrorView, RestoreView, SnapshotView};
 use protocol::{ErrorCode, SnapshotId, SnapshotRecord, WireError};
 use serde::Serialize;
 use serde_json::json;
@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::attach::AttachedDisk;
 use crate::doctor::{Finding, Status};
 use crate::flow::Target;
+use crate::restore::{InTheWay, Outcome};
 use crate::topology::select::DiskOverview;
 
 pub(super) fn out(text: &str) {
@@ -109,6 +110,33 @@ pub(super) fn detached(outcomes: &[(SnapshotId, DetachOutcome)], json: bool) {
     }
     for (id, outcome) in outcomes {
         out(&format!("{id} {}\n", if was_there(outcome) { "detached" } else { "was not attached" }));
+    }
+}
+
+/// What was done, or would be, and what is in the way of it.
+pub(super) fn restored(outcome: &Outcome, json: bool) {
+    let Outcome { plan, is_preview, in_the_way, mounted, notes } = outcome;
+    let view = RestoreView::new(plan, *is_preview);
+    if json {
+        #[derive(Serialize)]
+        struct Told<'a> {
+            #[serde(flatten)]
+            restore: RestoreView<'a>,
+            in_the_way: &'a [InTheWay],
+            mounted: &'a [PathBuf],
+            notes: &'a [String],
+        }
+        return self::json(&Told { restore: view, in_the_way, mounted, notes });
+    }
+    out(&view.block());
+    for one in in_the_way {
+        out(&format!("in the way     {}\n", Line::lossy(&one.line())));
+    }
+    for point in mounted {
+        out(&format!("mounted again  {}\n", path(point)));
+    }
+    for note in notes {
+        eprintln!("hostsnap: {}", Line::lossy(note));
     }
 }
 

@@ -174,7 +174,7 @@ fn is_held(disk: &str) -> bool {
 }
 
 /// What the host will read of the same disk must be what we read: written back first.
-fn read_fingerprint(name: &str) -> io::Result<Fingerprint> {
+pub(crate) fn read_fingerprint(name: &str) -> io::Result<Fingerprint> {
     let device = File::open(format!("/dev/{name}"))?;
     device.sync_all()?;
     let mut head = Vec::with_capacity(fingerprint::HEAD_BYTES);

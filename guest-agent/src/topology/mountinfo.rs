@@ -48,6 +48,10 @@ pub struct Mount {
     pub source: PathBuf,
     /// Whether the file system (not just this mount of it) is read-only.
     pub super_read_only: bool,
+    /// This mount's own options, such as `rw,nosuid,relatime`.
+    pub options: String,
+    /// The file system's, such as `rw,errors=remount-ro`.
+    pub super_options: String,
 }
 
 /// Parses the whole table. Lines that are no mounts are passed over: a newer kernel may add some.
@@ -64,13 +68,25 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let dev = text(next()?).parse().ok()?;
     let root = unescape(next()?);
     let mount_point = unescape(next()?);
-    let _options = next()?;
+    let options = text(next()?);
     // Optional fields end with a dash.
     fields.by_ref().find(|field| *field == b"-")?;
     let fs_type = text(fields.next()?);
     let source = unescape(fields.next()?);
-    let super_read_only = fields.next()?.split(|byte| *byte == b',').any(|option| option == b"ro");
-    Some(Mount { id, parent, dev, root, mount_point, fs_type, source, super_read_only })
+    let super_options = text(fields.next()?);
+    let super_read_only = super_options.split(',').any(|option| option == "ro");
+    Some(Mount {
+        id,
+        parent,
+        dev,
+        root,
+        mount_point,
+        fs_type,
+        source,
+        super_read_only,
+        options,
+        super_options,
+    })
 }
 
 fn unescape(field: &[u8]) -> PathBuf {
