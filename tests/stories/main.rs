@@ -18,6 +18,7 @@ mod next_boot;
 mod policy;
 mod power;
 mod real_vsock;
+mod restore;
 mod servers;
 mod shapes;
 mod snapshot;
