@@ -2,9 +2,9 @@
 //! snapshot stays.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use protocol::text::SnapshotRef;
 use protocol::{DiskSerial, ErrorCode, SnapshotId, WireError};
@@ -21,6 +21,10 @@ use crate::transport::{self, TransportError};
 
 /// An extent has at most 18 bytes on the wire, a frame 64 KiB.
 pub(super) const AT_ONCE: usize = 3000;
+
+/// How often, and with which pause, is looked whether a server has ended.
+const LOOKS: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What is to be exported.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,11 +74,20 @@ pub(super) async fn serve(
         let _ = stream.read(&mut [0; 1]).await;
     }
     service.end_export(exported).await;
-    // Left by a command that was killed.
-    if export::is_left_behind(&socket).unwrap_or(false) {
-        let _ = fs::remove_file(socket);
-    }
+    remove_what_is_left(&socket).await;
     told
+}
+
+/// A command that was killed leaves its socket. Its server is killed with it, but may listen for a moment longer; who still
+/// does after that is another.
+async fn remove_what_is_left(socket: &Path) {
+    for _ in 0..LOOKS {
+        match export::is_left_behind(socket) {
+            Ok(true) => drop(fs::remove_file(socket)),
+            Ok(false) if socket.exists() => tokio::time::sleep(PAUSE).await,
+            _ => return,
+        }
+    }
 }
 
 async fn begin(
