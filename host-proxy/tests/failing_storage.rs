@@ -260,7 +260,15 @@ async fn what_was_cut_before_a_crash_is_kept_only_if_its_user_accepts_that() {
         };
         let restarted = service(folder.path(), &fs, &Fault::default());
         restarted.reconcile().await.unwrap();
-        let record = take(&restarted, &asked, Duration::from_secs(60)).await.unwrap();
+        // What was found is settled in the background; who asks meanwhile is told to repeat it.
+        let record = loop {
+            match take(&restarted, &asked, Duration::from_secs(60)).await {
+                Err(error) if error.code == ErrorCode::Busy => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                taken => break taken.unwrap(),
+            }
+        };
         assert_eq!(record.id, id, "the same request, the same snapshot");
         let expected =
             if minimum == Consistency::Crash { Consistency::Crash } else { Consistency::Filesystem };

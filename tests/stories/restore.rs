@@ -76,6 +76,10 @@ fn a_machine_goes_back_to_a_snapshot_and_forwards_again_and_nothing_half_done_is
     let running = stage.service.admin(&["restore", "app", &old, "data"]);
     assert_eq!(running.status.code(), Some(6), "{running:?}");
     stage.vm.kill();
+    // Its vsock device outlives it by a moment.
+    wait_until("the host sees that it is stopped", LIMIT, || {
+        stage.service.admin(&["restore", "app", &kept, "data", "--preview"]).status.success()
+    });
     let done = stage.service.json(&["restore", "app", &kept, "data"]);
     assert_eq!(done["disks"][0]["disk"], "data", "{done}");
     let snapshot = stage.image(&serde_json::json!({ "id": kept }), "data");

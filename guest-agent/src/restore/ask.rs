@@ -40,10 +40,7 @@ pub(super) fn ask(host: &HostAddress, wanted: &Restore, tell: &mut dyn FnMut(Pro
             None if matches!(error, ClientError::NotConnected(_)) => return Ended::Refused(error.into()),
             None if !error.is_lost() => return of(error.into()),
             None => lost = Some(Instant::now()),
-            Some(_) if !error.may_pass() => {
-                return if is_told { of(error.into()) } else { gone(error.into()) };
-            }
-            Some(since) if since >= LOST_LIMIT => {
+            Some(since) if since >= LOST_LIMIT || !error.may_pass() => {
                 return if is_told { of(error.into()) } else { gone(error.into()) };
             }
             Some(_) => {}

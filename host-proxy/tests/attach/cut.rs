@@ -24,8 +24,10 @@ use super::machine::{LIMIT, Machine};
 /// What is known of the connection that is to break.
 #[derive(Default)]
 struct Plan {
-    /// How many commands it lets through until it breaks.
+    /// How many commands it lets through until it breaks. One that is repeated until something is so counts once: how often
+    /// that is, nobody knows.
     left: Option<usize>,
+    before: Option<String>,
     /// The command of which nobody heard the answer.
     broke_at: Option<String>,
 }
@@ -49,7 +51,7 @@ impl Wire {
     }
 
     fn breaks_after(&self, commands: usize) {
-        *self.0.lock().unwrap() = Plan { left: Some(commands), broke_at: None };
+        *self.0.lock().unwrap() = Plan { left: Some(commands), ..Plan::default() };
     }
 
     fn broke_at(&self) -> Option<String> {
@@ -59,10 +61,13 @@ impl Wire {
     /// Whether this command is the last one.
     fn is_last(&self, command: &str) -> bool {
         let mut plan = self.0.lock().unwrap();
-        plan.left = plan.left.map(|left| left - 1);
+        let before = plan.before.replace(name_of(command));
+        if before != plan.before {
+            plan.left = plan.left.map(|left| left - 1);
+        }
         let is_last = plan.left == Some(0);
         if is_last {
-            *plan = Plan { left: None, broke_at: Some(command.to_owned()) };
+            *plan = Plan { broke_at: Some(command.to_owned()), ..Plan::default() };
         }
         is_last
     }
@@ -99,6 +104,11 @@ impl Wire {
         qemu.shutdown(Shutdown::Both).unwrap();
         back.join().unwrap();
     }
+}
+
+fn name_of(command: &str) -> String {
+    let parsed: serde_json::Value = serde_json::from_str(command).unwrap();
+    parsed["execute"].as_str().unwrap().to_owned()
 }
 
 /// One command: the service sends each by itself and waits for its answer.
@@ -163,8 +173,7 @@ fn wherever_the_connection_to_qemu_breaks_what_was_begun_is_undone_or_stays_know
             }
         });
         machine.nothing_is_left(&format!("the connection broke at command {n}: {command}"));
-        let parsed: serde_json::Value = serde_json::from_str(&command).unwrap();
-        broke.insert(parsed["execute"].as_str().unwrap().to_owned());
+        broke.insert(name_of(&command));
     }
     for command in ["add-fd", "blockdev-add", "device_add", "device_del", "blockdev-del", "remove-fd"] {
         assert!(broke.contains(command), "{command} is not in {broke:?}");
