@@ -162,7 +162,8 @@ fn mirror() -> Option<(String, Option<String>)> {
 pub(crate) fn unpack(package: &str, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     let status = Command::new("apt-get")
-        .args(["download", package])
+        // apt's own user can't write into our folder, and root's apt warns of it each time.
+        .args(["-o", "APT::Sandbox::User=root", "download", package])
         .current_dir(folder)
         .stdout(std::process::Stdio::null())
         .status()?;

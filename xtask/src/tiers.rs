@@ -1,24 +1,19 @@
 //! The tests in their tiers, and the count of all of them. The last line is `N passed, N failed`.
 //!
-//! The stories leave a good part of two processors idle: the other tiers run beside them, and give way to them.
+//! One tier after the other, although the stories leave a good part of two processors idle: many tests are about time limits, and
+//! fail beside others, also where those give way.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
-use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::setpriority_process;
 
 use crate::setup::Zfs;
 use crate::{fuzz, setup};
 
 /// What the names of tests hold that need ZFS in their guest.
 const ZFS_TESTS: &[&str] = &["zfs_keeps_the_contract", "zfs_faults::", "by_zfs_"];
-
-/// nice(2): a process that has this much gets what others leave.
-const GIVES_WAY: i32 = 19;
 
 /// What was counted.
 #[derive(Default)]
@@ -43,16 +38,10 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
         Zfs::Ready => &[],
         Zfs::Absent(_) => ZFS_TESTS,
     };
+    let mut count = Count::default();
     let tests = Tests { filter, left_out };
-    let count = thread::scope(|scope| {
-        let (begun, begins) = mpsc::channel();
-        let stories = scope.spawn(move || stories(tests, begun));
-        // Two cargos build one after the other; an error means that the stories have ended already.
-        let _ = begins.recv();
-        let others = beside(tests)?;
-        let stories = stories.join().expect("it does not panic")?;
-        anyhow::Ok(others.and(&stories))
-    })?;
+    others(&mut count, tests)?;
+    stories(&mut count, tests)?;
     zfs.say();
     let Count { passed, failed, ignored } = count;
     if ignored > 0 {
@@ -65,14 +54,40 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// Tier 4. Says when its programs are built.
-fn stories(tests: Tests<'_>, begun: mpsc::Sender<()>) -> Result<Count> {
-    let mut count = Count::default();
+/// All but the stories.
+fn others(count: &mut Count, tests: Tests<'_>) -> Result<()> {
+    let mut began = Instant::now();
+    let mut say = |what: &str| {
+        println!("# {what}: {} s", began.elapsed().as_secs());
+        began = Instant::now();
+    };
+    if tests.filter.is_none() {
+        count.step("formatting", setup::cargo(&["fmt", "--all", "--check"], &[]));
+        let lints = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+        count.step("lints", setup::cargo(&lints, &[]));
+        say("formatting and lints");
+    }
+    // Tiers 0, 1 and 3: units, properties, golden bytes; conversations; drivers on real storage.
+    let show = |line: &str| println!("{line}");
+    count.tests(tests, &["--workspace", "--exclude", "tests"], &[], show)?;
+    count.tests(tests, &["-p", "tests", "--lib"], &[], show)?;
+    say("tiers 0, 1 and 3");
+    if tests.filter.is_none() {
+        count.step("build the fuzz targets", fuzz::build());
+        for target in fuzz::TARGETS {
+            count.step(target, fuzz::run(target));
+        }
+        say("tier 2, fuzz targets");
+    }
+    Ok(())
+}
+
+/// Tier 4.
+fn stories(count: &mut Count, tests: Tests<'_>) -> Result<()> {
     let began = Instant::now();
     let mut since = began;
-    // One at a time: beside the other tiers, more would fall short of their time limits.
+    // One virtual machine at a time fits into two processors.
     count.tests(tests, &["-p", "tests", "--test", "stories"], &["--test-threads", "1"], |line| {
-        let _ = begun.send(());
         if line.starts_with("test ") && !line.starts_with("test result") {
             println!("{line} ({} s)", since.elapsed().as_secs());
             since = Instant::now();
@@ -81,55 +96,10 @@ fn stories(tests: Tests<'_>, begun: mpsc::Sender<()>) -> Result<Count> {
         }
     })?;
     println!("# tier 4, stories in virtual machines: {} s", began.elapsed().as_secs());
-    Ok(count)
-}
-
-/// Everything else.
-fn beside(tests: Tests<'_>) -> Result<Count> {
-    // Of this thread, and of all that it starts.
-    setpriority_process(None, GIVES_WAY).context("give way to the stories")?;
-    let mut count = Count::default();
-    let mut began = Instant::now();
-    let mut say = |what: &str| {
-        println!("# {what}: {} s", began.elapsed().as_secs());
-        began = Instant::now();
-    };
-    // A program's lines are shown together when it ends, so that nothing comes between them.
-    let mut lines = String::new();
-    let mut gather = |line: &str| {
-        lines.extend([line, "\n"]);
-        if line.starts_with("test result: ") {
-            print!("{}", std::mem::take(&mut lines));
-        }
-    };
-    count.tests(tests, &["--workspace", "--exclude", "tests"], &[], &mut gather)?;
-    count.tests(tests, &["-p", "tests", "--lib"], &[], &mut gather)?;
-    // Of one that died.
-    print!("{lines}");
-    say("tiers 0, 1 and 3");
-    if tests.filter.is_none() {
-        count.step("formatting", setup::cargo(&["fmt", "--all", "--check"], &[]));
-        let lints = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
-        count.step("lints", setup::cargo(&lints, &[]));
-        say("formatting and lints");
-        count.step("build the fuzz targets", fuzz::build());
-        for target in fuzz::TARGETS {
-            count.step(target, fuzz::run(target));
-        }
-        say("tier 2, fuzz targets");
-    }
-    Ok(count)
+    Ok(())
 }
 
 impl Count {
-    fn and(self, other: &Self) -> Self {
-        Self {
-            passed: self.passed + other.passed,
-            failed: self.failed + other.failed,
-            ignored: self.ignored + other.ignored,
-        }
-    }
-
     fn step(&mut self, what: &str, result: Result<()>) {
         match result {
             Ok(()) => self.passed += 1,
