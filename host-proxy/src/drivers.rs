@@ -23,6 +23,7 @@ mod extents;
 mod fiemap;
 mod folder;
 mod image;
+mod images;
 pub mod lvm_thin;
 pub mod qemu;
 pub mod rbd;

@@ -11,10 +11,10 @@ use std::time::Instant;
 
 use super::common::settle_at_once;
 use super::folder::{self, Folder, Place};
+use super::images::KeepsImages;
 use super::{
-    Changes, Continue, CutSet, Deleted, Driver, DriverError, Expose, Exposed, Extent, Format, Found, Kind,
-    Others, Owner, Plan, Progress, Ready, Recovered, Restore, SetCut, Volume, VolumeFacts, VolumeSnapshot,
-    fiemap, image, restore,
+    Changes, Continue, CutSet, Deleted, Driver, DriverError, Expose, Extent, Format, Found, Kind, Owner,
+    Plan, Progress, Ready, Recovered, Restore, SetCut, Volume, VolumeFacts, VolumeSnapshot, fiemap, image,
 };
 
 /// The inode of every subvolume's root (Linux `BTRFS_FIRST_FREE_OBJECTID`).
@@ -66,14 +66,6 @@ impl Btrfs {
                 format!("{} is not in the subvolume {}", volume.source, self.store.display()),
             )),
         }
-    }
-
-    /// The image of a volume in a snapshot that is whole.
-    fn image_of(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<PathBuf, DriverError> {
-        let absent =
-            || DriverError::new(Kind::NotFound, format!("show the disk {volume} of {}", owner.snapshot));
-        let Place::Whole(path) = self.folder.place(owner) else { return Err(absent()) };
-        path.join(link_name(volume)).canonicalize().map_err(|_| absent())
     }
 
     fn make_folder(&self) -> Result<(), DriverError> {
@@ -128,6 +120,14 @@ fn clear(path: &Path) -> Result<(), DriverError> {
         Err(error) => {
             Err(DriverError::io(format!("remove the subvolume {}", path.join(TREE).display()), error))
         }
+    }
+}
+
+impl KeepsImages for Btrfs {
+    fn image_of(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<PathBuf, DriverError> {
+        let absent = || folder::no_image(owner, volume);
+        let Place::Whole(path) = self.folder.place(owner) else { return Err(absent()) };
+        path.join(link_name(volume)).canonicalize().map_err(|_| absent())
     }
 }
 
@@ -249,28 +249,6 @@ impl Changes for Btrfs {
         volume: &protocol::DiskSerial,
     ) -> Result<Vec<Extent>, DriverError> {
         fiemap::changes(&self.image_of(from, volume)?, &self.image_of(to, volume)?)
-    }
-}
-
-impl Restore for Btrfs {
-    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
-        restore::can_restore_image(&self.image_of(owner, &volume.serial)?, volume)
-    }
-
-    fn restore(
-        &self,
-        owner: Owner,
-        volume: &Volume,
-        others: Others,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<(), DriverError> {
-        restore::restore_image(&self.image_of(owner, &volume.serial)?, volume, others, progress)
-    }
-}
-
-impl Expose for Btrfs {
-    fn expose(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<Exposed, DriverError> {
-        Ok(Exposed::Path { path: self.image_of(owner, volume)?, format: Format::Raw })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Continue, DriverError, Kind, Progress, VolumeSnapshot};
 use crate::exec::ExecError;
+use crate::vmm::qmp::QmpError;
 
 /// Settles by one piece of work that can't tell how far it is.
 pub(super) fn settle_at_once(
@@ -41,4 +42,16 @@ pub(super) fn manifest_text(manifest: &[u8]) -> Result<String, DriverError> {
         source: Some(Box::new(error)),
         ..DriverError::new(Kind::Failed, "store a manifest that is no text")
     })
+}
+
+/// What kind of failure QEMU's is.
+impl From<&QmpError> for Kind {
+    fn from(error: &QmpError) -> Self {
+        match error {
+            QmpError::InUse => Self::Busy,
+            QmpError::TimedOut { .. } => Self::DeadlinePassed,
+            QmpError::Connect(_) => Self::Unreachable,
+            QmpError::Io(_) | QmpError::Malformed(_) | QmpError::Refused { .. } => Self::Failed,
+        }
+    }
 }

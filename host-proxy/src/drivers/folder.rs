@@ -58,6 +58,14 @@ impl Folder {
         self.machine(owner.vm).join(format!("{}{suffix}", owner.snapshot))
     }
 
+    /// The image of a volume in a snapshot that is whole, where each is a file of its own.
+    pub(super) fn image_of(&self, owner: Owner, volume: &DiskSerial) -> Result<PathBuf, DriverError> {
+        let absent = || no_image(owner, volume);
+        let Place::Whole(path) = self.place(owner) else { return Err(absent()) };
+        let path = path.join(file_name(volume, ".img"));
+        if path.is_file() { Ok(path) } else { Err(absent()) }
+    }
+
     /// Where this snapshot is.
     pub(super) fn place(&self, owner: Owner) -> Place {
         let [whole, partial, deleting] =
@@ -160,6 +168,11 @@ fn parse_name(name: &str) -> Option<(SnapshotId, bool)> {
     let id: SnapshotId = unfinished.unwrap_or(name).parse().ok()?;
     // Only the canonical spelling is ours.
     (id.to_string() == unfinished.unwrap_or(name)).then_some((id, unfinished.is_none()))
+}
+
+/// A snapshot that is not whole, or has no such volume.
+pub(super) fn no_image(owner: Owner, volume: &DiskSerial) -> DriverError {
+    DriverError::new(Kind::NotFound, format!("show the disk {volume} of {}", owner.snapshot))
 }
 
 /// A file name for a disk. A serial may hold `/` and dots: what is not plain is written as `%hh`.

@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::folder::{self, Folder, Place};
+use super::images::KeepsImages;
 use super::{
-    Continue, CutSet, Deleted, Driver, DriverError, Expose, Exposed, Format, Found, Kind, Others, Owner,
-    Plan, Progress, Ready, Recovered, Restore, SetCut, Volume, VolumeFacts, VolumeSnapshot, image, restore,
+    Continue, CutSet, Deleted, Driver, DriverError, Expose, Format, Found, Kind, Owner, Plan, Progress,
+    Ready, Recovered, Restore, SetCut, Volume, VolumeFacts, VolumeSnapshot, image,
 };
 use crate::vmm::disk::{self, FindError};
 use crate::vmm::qmp::{Qmp, QmpError};
@@ -52,17 +53,6 @@ impl Qemu {
     }
 }
 
-impl Qemu {
-    /// The copy of a volume in a snapshot that is whole.
-    fn image_of(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<PathBuf, DriverError> {
-        let absent =
-            || DriverError::new(Kind::NotFound, format!("show the disk {volume} of {}", owner.snapshot));
-        let Place::Whole(path) = self.folder.place(owner) else { return Err(absent()) };
-        let path = path.join(folder::file_name(volume, ".img"));
-        if path.is_file() { Ok(path) } else { Err(absent()) }
-    }
-}
-
 fn monitor(volume: &Volume) -> Result<&Path, DriverError> {
     volume.qmp.as_deref().ok_or_else(|| {
         DriverError::new(
@@ -77,12 +67,7 @@ fn connect(path: &Path) -> Result<Qmp, DriverError> {
 }
 
 fn of_qmp(doing: String, error: QmpError) -> DriverError {
-    let kind = match &error {
-        QmpError::InUse => Kind::Busy,
-        QmpError::TimedOut { .. } => Kind::DeadlinePassed,
-        QmpError::Connect(_) => Kind::Unreachable,
-        QmpError::Io(_) | QmpError::Malformed(_) | QmpError::Refused { .. } => Kind::Failed,
-    };
+    let kind = Kind::from(&error);
     DriverError { kind, doing, source: Some(Box::new(error)), undo_failed: None }
 }
 
@@ -97,6 +82,12 @@ fn find(qmp: &mut Qmp, volume: &Volume) -> Result<disk::Disk, DriverError> {
             undo_failed: None,
         },
     })
+}
+
+impl KeepsImages for Qemu {
+    fn image_of(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<PathBuf, DriverError> {
+        self.folder.image_of(owner, volume)
+    }
 }
 
 impl Driver for Qemu {
@@ -231,28 +222,6 @@ impl Driver for Qemu {
 
     fn limits(&self) -> &'static str {
         "any image of a running QEMU; a snapshot is a copy and takes what the disk holds; it is lost if QEMU ends before the copy does; raw ones can be restored"
-    }
-}
-
-impl Restore for Qemu {
-    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
-        restore::can_restore_image(&self.image_of(owner, &volume.serial)?, volume)
-    }
-
-    fn restore(
-        &self,
-        owner: Owner,
-        volume: &Volume,
-        others: Others,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<(), DriverError> {
-        restore::restore_image(&self.image_of(owner, &volume.serial)?, volume, others, progress)
-    }
-}
-
-impl Expose for Qemu {
-    fn expose(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<Exposed, DriverError> {
-        Ok(Exposed::Path { path: self.image_of(owner, volume)?, format: Format::Raw })
     }
 }
 

@@ -13,10 +13,10 @@ use std::time::Instant;
 use rustix::fs::{Mode, OFlags};
 
 use super::folder::{self, Folder, Place};
+use super::images::KeepsImages;
 use super::{
-    Changes, Continue, CutSet, Deleted, Driver, DriverError, Expose, Exposed, Extent, Format, Found, Kind,
-    Others, Owner, Plan, Progress, Ready, Recovered, Restore, Volume, VolumeFacts, VolumeSnapshot, fiemap,
-    image, restore,
+    Changes, Continue, CutSet, Deleted, Driver, DriverError, Expose, Extent, Format, Found, Kind, Owner,
+    Plan, Progress, Ready, Recovered, Restore, Volume, VolumeFacts, VolumeSnapshot, fiemap, image,
 };
 
 /// Snapshots as clones of image files.
@@ -62,14 +62,9 @@ impl Reflink {
     }
 }
 
-impl Reflink {
-    /// The image of a volume in a snapshot that is whole.
+impl KeepsImages for Reflink {
     fn image_of(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<PathBuf, DriverError> {
-        let absent =
-            || DriverError::new(Kind::NotFound, format!("show the disk {volume} of {}", owner.snapshot));
-        let Place::Whole(path) = self.folder.place(owner) else { return Err(absent()) };
-        let path = path.join(folder::file_name(volume, ".img"));
-        if path.is_file() { Ok(path) } else { Err(absent()) }
+        self.folder.image_of(owner, volume)
     }
 }
 
@@ -192,28 +187,6 @@ impl Changes for Reflink {
         volume: &protocol::DiskSerial,
     ) -> Result<Vec<Extent>, DriverError> {
         fiemap::changes(&self.image_of(from, volume)?, &self.image_of(to, volume)?)
-    }
-}
-
-impl Restore for Reflink {
-    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
-        restore::can_restore_image(&self.image_of(owner, &volume.serial)?, volume)
-    }
-
-    fn restore(
-        &self,
-        owner: Owner,
-        volume: &Volume,
-        others: Others,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<(), DriverError> {
-        restore::restore_image(&self.image_of(owner, &volume.serial)?, volume, others, progress)
-    }
-}
-
-impl Expose for Reflink {
-    fn expose(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<Exposed, DriverError> {
-        Ok(Exposed::Path { path: self.image_of(owner, volume)?, format: Format::Raw })
     }
 }
 

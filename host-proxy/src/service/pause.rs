@@ -13,7 +13,6 @@ use crate::config::Vm;
 use crate::drivers::{DriverError, Kind};
 use crate::vmm::monitor::{Monitor, MonitorError};
 use crate::vmm::pause::{self, RunState};
-use crate::vmm::qmp::QmpError;
 
 /// How long a machine stands still at most, but for what its own QEMU takes to stop and to go on.
 const STAND_STILL_LIMIT: Duration = Duration::from_secs(10);
@@ -173,10 +172,7 @@ impl Service {
 
 fn of_monitor(doing: String, error: MonitorError) -> DriverError {
     let kind = match &error {
-        MonitorError::Qmp(QmpError::InUse) => Kind::Busy,
-        MonitorError::Qmp(QmpError::TimedOut { .. }) => Kind::DeadlinePassed,
-        MonitorError::Qmp(QmpError::Connect(_)) => Kind::Unreachable,
-        MonitorError::Qmp(_) => Kind::Failed,
+        MonitorError::Qmp(error) => Kind::from(error),
         MonitorError::Libvirt(error) => errors::kind_of_libvirt(error),
     };
     DriverError { kind, doing, source: Some(Box::new(error)), undo_failed: None }

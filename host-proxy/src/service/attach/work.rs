@@ -130,12 +130,7 @@ pub(super) fn of_plug(doing: String, error: PlugError) -> DriverError {
         PlugError::Device(_) => Kind::Failed,
         PlugError::Libvirt(error) => errors::kind_of_libvirt(error),
         PlugError::NotReleased(..) | PlugError::NodeInUse(..) => Kind::Busy,
-        PlugError::Qmp(error) => match error {
-            QmpError::InUse => Kind::Busy,
-            QmpError::TimedOut { .. } => Kind::DeadlinePassed,
-            QmpError::Connect(_) => Kind::Unreachable,
-            QmpError::Io(_) | QmpError::Malformed(_) | QmpError::Refused { .. } => Kind::Failed,
-        },
+        PlugError::Qmp(error) => Kind::from(error),
     };
     DriverError { kind, doing, source: Some(Box::new(error)), undo_failed: None }
 }

@@ -1,0 +1,36 @@
+//! What drivers do alike whose snapshots hold a raw image file of each volume: showing it, and giving a volume its bytes.
+
+use std::path::PathBuf;
+
+use protocol::DiskSerial;
+
+use super::restore::{can_restore_image, restore_image};
+use super::{DriverError, Expose, Exposed, Format, Others, Owner, Progress, Restore, Volume};
+
+/// A driver whose snapshots hold image files.
+pub trait KeepsImages {
+    /// The image of a volume in a snapshot that is whole; `NotFound` without one.
+    fn image_of(&self, owner: Owner, volume: &DiskSerial) -> Result<PathBuf, DriverError>;
+}
+
+impl<T: KeepsImages> Expose for T {
+    fn expose(&self, owner: Owner, volume: &DiskSerial) -> Result<Exposed, DriverError> {
+        Ok(Exposed::Path { path: self.image_of(owner, volume)?, format: Format::Raw })
+    }
+}
+
+impl<T: KeepsImages> Restore for T {
+    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
+        can_restore_image(&self.image_of(owner, &volume.serial)?, volume)
+    }
+
+    fn restore(
+        &self,
+        owner: Owner,
+        volume: &Volume,
+        others: Others,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), DriverError> {
+        restore_image(&self.image_of(owner, &volume.serial)?, volume, others, progress)
+    }
+}
