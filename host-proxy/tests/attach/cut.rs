@@ -38,7 +38,7 @@ struct Wire(Arc<Mutex<Plan>>);
 
 impl Wire {
     fn before(machine: &Machine) -> Self {
-        let (at, itself) = (machine.at("qmp"), machine.at("qmp-itself"));
+        let (at, itself) = (machine.served.at("qmp"), machine.served.at("qmp-itself"));
         fs::rename(&at, &itself).unwrap();
         let listener = UnixListener::bind(&at).unwrap();
         let wire = Self::default();

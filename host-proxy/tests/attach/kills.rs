@@ -24,16 +24,16 @@ fn killed_before_any_call_the_service_keeps_what_it_told_and_leaves_nothing() {
     let mut struck = BTreeSet::new();
     for n in 1.. {
         let guest = machine.guest();
-        machine.service().arm(Before::Nth(n), Fault::Kill(Box::new(|| ())));
+        machine.served.traced().arm(Before::Nth(n), Fault::Kill(Box::new(|| ())));
         let mut told = Told::default();
         let all_was_said = converse(&machine, guest, &mut told).is_some();
-        let (call, _) = machine.service().disarm();
+        let (call, _) = machine.served.traced().disarm();
         let Some(call) = call else {
             assert!(all_was_said && told.detached, "{told:?}");
             break;
         };
-        machine.kill_service();
-        machine.start();
+        machine.served.kill();
+        machine.served.start();
         must_be_right(&machine, told, &format!("killed before call {n}, {call}, {told:?}"));
         struck.insert(call);
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use harness::loopfs::{Kind, LoopFs};
@@ -16,7 +16,7 @@ use protocol::{BoundedVec, Consistency, PORT, SnapshotId, WireError};
 use serde_json::{Value, json};
 
 use super::guest::{Guest, hello, request_for};
-use super::tracer::Traced;
+use super::served::{Folder, Served};
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 pub(crate) const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
@@ -25,19 +25,18 @@ const IMAGE_BYTES: u64 = 1 << 20;
 /// A machine whose service has taken one snapshot.
 pub(crate) struct Machine {
     pub(crate) qemu: Process,
-    pub(crate) service: Option<Traced>,
+    pub(crate) served: Served,
     pub(crate) id: SnapshotId,
     pub(crate) monitor: Monitor,
     nodes_before: BTreeSet<String>,
-    folder: tempfile::TempDir,
     store: LoopFs,
 }
 
 impl Machine {
     /// A QEMU with these arguments, running without a guest.
     pub(crate) fn new(arguments: &[&str], quota: &str) -> Self {
-        let folder = tempfile::Builder::new().prefix("hsa-").tempdir_in("/tmp").unwrap();
-        let at = |name: &str| folder.path().join(name);
+        let folder = Folder::new("hsa-");
+        let at = |name: &str| folder.at(name);
         let store = LoopFs::in_memory(Kind::Xfs, 320);
         let image = store.path().join("data.img");
         fs::write(&image, vec![7; usize::try_from(IMAGE_BYTES).unwrap()]).unwrap();
@@ -62,60 +61,21 @@ impl Machine {
             store.path().display(),
             image.display(),
         );
-        fs::write(at("hostsnapd.toml"), text).unwrap();
+        folder.configure(&text);
         let request = request_for(&[("data", IMAGE_BYTES, 7)], Consistency::Filesystem);
         let id = SnapshotId::derive(UUID.parse().unwrap(), request.request);
         let monitor = Monitor::at(&at("second"));
         let nodes_before = BTreeSet::new();
-        let mut machine = Self { qemu, service: None, id, monitor, nodes_before, folder, store };
+        let served = Served::start_in(folder);
+        let mut machine = Self { qemu, served, id, monitor, nodes_before, store };
         machine.nodes_before = machine.nodes();
-        machine.start();
         machine.guest().take(&request).unwrap();
         machine
     }
 
-    /// Starts the service.
-    #[track_caller]
-    pub(crate) fn start(&mut self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hostsnapd"));
-        command.args(["serve", "--config"]).arg(self.at("hostsnapd.toml"));
-        let service = Traced::start(command, &self.at("log"), None);
-        wait_until("hostsnapd is up", LIMIT, || {
-            assert!(!service.has_ended(), "{}", self.printed());
-            self.admin(&["vms"]).status.success()
-        });
-        self.service = Some(service);
-    }
-
-    pub(crate) fn kill_service(&mut self) {
-        self.service.take().expect("it was started").kill();
-    }
-
-    pub(crate) fn service(&self) -> &Traced {
-        self.service.as_ref().expect("it was started")
-    }
-
-    pub(crate) fn at(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    pub(crate) fn printed(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.at("log")).unwrap_or_default()).into_owned()
-    }
-
-    pub(crate) fn admin(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_hostsnapd"))
-            .args(arguments)
-            .arg("--control")
-            .arg(self.at("control"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
     /// The guest, greeted.
     pub(crate) fn guest(&self) -> Guest {
-        let mut guest = Guest::connect(&self.at(&format!("vsock_{PORT}")));
+        let mut guest = Guest::connect(&self.served.at(&format!("vsock_{PORT}")));
         assert!(matches!(guest.ask(&hello(None)), Reply::Hello(_)));
         guest
     }
@@ -165,7 +125,7 @@ impl Machine {
     }
 
     pub(crate) fn state(&self) -> PathBuf {
-        self.at("state")
+        self.served.at("state")
     }
 
     /// Everything is as if nothing had ever been attached.
@@ -176,9 +136,9 @@ impl Machine {
         assert_eq!(self.nodes(), self.nodes_before, "{when}");
         assert_eq!(self.monitor.ask("query-fdsets", json!({})), json!([]), "{when}");
         assert_eq!(self.clones(), 0, "{when}");
-        let reconciled = self.admin(&["reconcile"]);
+        let reconciled = self.served.admin(&["reconcile"]);
         let said = String::from_utf8_lossy(&reconciled.stdout);
-        assert_eq!(said, "the catalog and the storage agree\n", "{when}\n{}", self.printed());
+        assert_eq!(said, "the catalog and the storage agree\n", "{when}\n{}", self.served.printed());
     }
 }
 

@@ -22,6 +22,9 @@ mod kills;
 mod machine;
 mod ports;
 #[allow(dead_code)]
+#[path = "../common/served.rs"]
+mod served;
+#[allow(dead_code)]
 #[path = "../every_call/tracer.rs"]
 mod tracer;
 mod trouble;

@@ -48,7 +48,7 @@ fn with_its_qemu_an_attachment_is_over_and_its_snapshot_can_be_deleted() {
     let mut machine = Machine::new(&SCSI, "");
     machine.attach(Access::Writable).unwrap();
     let id = machine.id.to_string();
-    let refused = machine.admin(&["delete", &id]);
+    let refused = machine.served.admin(&["delete", &id]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(6), "{said}");
     assert!(said.contains(&format!("hostsnapd detach {id}")), "{said}");
@@ -57,7 +57,7 @@ fn with_its_qemu_an_attachment_is_over_and_its_snapshot_can_be_deleted() {
     assert_eq!(machine.attachments(), []);
     assert_eq!(machine.clones(), 0);
     assert_eq!(machine.detach().unwrap(), DetachOutcome::WasNotAttached);
-    assert!(machine.admin(&["delete", &id]).status.success());
+    assert!(machine.served.admin(&["delete", &id]).status.success());
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn two_wishes_at_once_are_one_attachment() {
 fn what_a_lost_catalog_no_longer_knows_is_entered_again_and_what_no_snapshot_knows_is_taken_out() {
     let mut machine = Machine::new(&SCSI, "");
     let attached = machine.attach(Access::Writable).unwrap();
-    machine.kill_service();
+    machine.served.kill();
     remove_files(&machine.state(), "catalog.sqlite");
     let stranger = "hs-00000000000000.0";
     machine.monitor.ask("blockdev-add", json!({ "driver": "null-co", "node-name": stranger }));
@@ -83,7 +83,7 @@ fn what_a_lost_catalog_no_longer_knows_is_entered_again_and_what_no_snapshot_kno
         "device_add",
         json!({ "driver": "scsi-hd", "id": stranger, "drive": stranger, "bus": "scsi.0" }),
     );
-    machine.start();
+    machine.served.start();
     assert_eq!(machine.attachments(), attached);
     assert_eq!(machine.devices(), [attached[0].serial.as_str()]);
     assert_eq!(machine.clones(), 1, "its clone is in use");

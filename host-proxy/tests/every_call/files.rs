@@ -119,7 +119,7 @@ impl Trial {
                 told = Told { asked_to_delete: told.asked_to_delete, ..*until_then.lock().unwrap() };
             }
             Strike::Error(_) => {
-                self.host.admin(&["reconcile"]);
+                self.host.folder.admin(&["reconcile"]);
             }
         }
         scene.must_be_right(&self.host, told, &format!("{:?} before {before:?}, {call}", self.strike));

@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use harness::loopfs::{Kind, LoopFs, run};
@@ -14,6 +14,7 @@ use protocol::PORT;
 use serde_json::Value;
 
 use super::guest::{Guest, hello};
+use super::served::Folder;
 use super::tracer::{Before, Fault, Traced};
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -82,7 +83,7 @@ impl Power {
 pub(crate) struct Host {
     pub(crate) service: Option<Traced>,
     pub(crate) disks: [Disk; 2],
-    folder: tempfile::TempDir,
+    pub(crate) folder: Folder,
     _shelf: LoopFs,
 }
 
@@ -90,7 +91,7 @@ impl Host {
     pub(crate) fn new() -> Self {
         let shelf = LoopFs::in_memory(Kind::Xfs, 1200);
         let disks = [Disk::new(&shelf.path(), Kind::Xfs, 320), Disk::new(&shelf.path(), Kind::Btrfs, 256)];
-        let folder = tempfile::Builder::new().prefix("hsc-").tempdir_in("/tmp").unwrap();
+        let folder = Folder::new("hsc-");
         let host = Self { service: None, disks, folder, _shelf: shelf };
         for image in host.images() {
             fs::write(image, vec![0; usize::try_from(IMAGE_BYTES).unwrap()]).unwrap();
@@ -105,15 +106,11 @@ impl Host {
              [vm.quota]\nsnapshots = 1000\nper_hour = 1000000\n\
              [[vm.disk]]\nserial = \"one\"\nstore = \"files\"\npath = \"{one}\"\nformat = \"raw\"\n\
              [[vm.disk]]\nserial = \"two\"\nstore = \"tree\"\npath = \"{two}\"\nformat = \"raw\"\n",
-            host.at("control").display(),
-            host.at("vsock").display(),
+            host.folder.at("control").display(),
+            host.folder.at("vsock").display(),
         );
-        fs::write(host.at("hostsnapd.toml"), text).unwrap();
+        fs::write(host.folder.at("hostsnapd.toml"), text).unwrap();
         host
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
     }
 
     pub(crate) fn images(&self) -> [PathBuf; 2] {
@@ -141,9 +138,7 @@ impl Host {
 
     /// Starts the service, and waits until it is up or has ended. Whether it is up.
     pub(crate) fn start(&mut self, fault: Option<(Before, Fault)>) -> bool {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hostsnapd"));
-        command.args(["serve", "--config"]).arg(self.at("hostsnapd.toml"));
-        self.service = Some(Traced::start(command, &self.at("log"), fault));
+        self.service = Some(Traced::start(self.folder.serve(), &self.folder.at("log"), fault));
         let mut up = false;
         wait_until("hostsnapd is up, or has ended", LIMIT, || {
             up = self.answers();
@@ -155,7 +150,7 @@ impl Host {
     /// Starts it, with nothing that happens to it.
     #[track_caller]
     pub(crate) fn must_start(&mut self) {
-        assert!(self.start(None), "it ended: {}", self.printed());
+        assert!(self.start(None), "it ended: {}", self.folder.printed());
     }
 
     pub(crate) fn service(&self) -> &Traced {
@@ -164,7 +159,7 @@ impl Host {
 
     fn answers(&self) -> bool {
         std::os::unix::net::UnixStream::connect(self.guests_socket()).is_ok()
-            && self.admin(&["vms"]).status.success()
+            && self.folder.admin(&["vms"]).status.success()
     }
 
     pub(crate) fn kill(&mut self) {
@@ -178,7 +173,7 @@ impl Host {
     }
 
     fn guests_socket(&self) -> PathBuf {
-        self.at(&format!("vsock_{PORT}"))
+        self.folder.at(&format!("vsock_{PORT}"))
     }
 
     /// A conversation that was begun; `None` where the host is gone.
@@ -188,21 +183,16 @@ impl Host {
         guest.hears().map(|_| guest)
     }
 
-    pub(crate) fn admin(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_hostsnapd"))
-            .args(arguments)
-            .arg("--control")
-            .arg(self.at("control"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
     /// All snapshots that the service tells of.
     #[track_caller]
     pub(crate) fn listed(&self) -> Vec<Value> {
-        let output = self.admin(&["list", "--json"]);
-        assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), self.printed());
+        let output = self.folder.admin(&["list", "--json"]);
+        assert!(
+            output.status.success(),
+            "{}\n{}",
+            String::from_utf8_lossy(&output.stderr),
+            self.folder.printed()
+        );
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
@@ -226,10 +216,6 @@ impl Host {
         [of(0, "one.img"), of(1, "tree/two.img")]
             .iter()
             .all(|path| fs::read(path).is_ok_and(|read| read == expected))
-    }
-
-    pub(crate) fn printed(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.at("log")).unwrap_or_default()).into_owned()
     }
 }
 

@@ -20,4 +20,7 @@ mod host;
 mod restores;
 mod scene;
 #[allow(dead_code)]
+#[path = "../common/served.rs"]
+mod served;
+#[allow(dead_code)]
 mod tracer;

@@ -52,17 +52,21 @@ fn before_every_call(safety: Safety, strike: impl Fn(&mut Host)) {
         if call.is_some() {
             strike(&mut host);
             let found = filled_with(&host);
-            assert!(found == Some(1) || found == Some(byte), "{when}: half of each\n{}", host.printed());
+            assert!(
+                found == Some(1) || found == Some(byte),
+                "{when}: half of each\n{}",
+                host.folder.printed()
+            );
             assert!(found == Some(1) || told.is_none(), "{when}: it was told to be done");
         }
         let done = ask(&host, &wanted).expect("it is up").unwrap_or_else(|error| panic!("{when}: {error}"));
         assert_eq!(filled_with(&host), Some(1), "{when}");
         if let Some(safety) = done.safety {
             assert!(host.restores(&safety.to_string(), byte), "{when}: what was overwritten is lost");
-            assert!(host.admin(&["delete", &safety.to_string()]).status.success(), "{when}");
+            assert!(host.folder.admin(&["delete", &safety.to_string()]).status.success(), "{when}");
         }
         assert!(host.restores(&old.id(), 1), "{when}: the snapshot was changed");
-        assert_eq!(host.listed().len(), 1, "{when}: something is left\n{}", host.printed());
+        assert_eq!(host.listed().len(), 1, "{when}: something is left\n{}", host.folder.printed());
         match call {
             Some(call) => struck.insert(call),
             None => break,

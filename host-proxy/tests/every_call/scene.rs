@@ -64,7 +64,7 @@ impl Snapshot {
                 }
             }
         });
-        let record = answer.unwrap().unwrap_or_else(|error| panic!("{error}\n{}", host.printed()));
+        let record = answer.unwrap().unwrap_or_else(|error| panic!("{error}\n{}", host.folder.printed()));
         assert_eq!(record.id.to_string(), self.id(), "the same request, the same snapshot");
         assert_eq!(record.consistency, Consistency::Filesystem);
         assert_eq!(record.disks.iter().count(), 2, "{record:?}");
@@ -72,7 +72,7 @@ impl Snapshot {
 
     #[track_caller]
     fn delete(&self, host: &Host) {
-        let output = host.admin(&["delete", &self.id()]);
+        let output = host.folder.admin(&["delete", &self.id()]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 }
@@ -134,7 +134,11 @@ impl Scene {
             listed.iter().all(|one| one["state"] != "settling") && held.iter().all(|held| *held == whole)
         };
         let settled = settles(settled);
-        assert!(settled, "{when}: {told:?}: catalog and storage differ for good: {seen}\n{}", host.printed());
+        assert!(
+            settled,
+            "{when}: {told:?}: catalog and storage differ for good: {seen}\n{}",
+            host.folder.printed()
+        );
 
         let mut listed = host.listed();
         // What the storage failed to make durable is told as that, and holds nothing.
@@ -154,7 +158,7 @@ impl Scene {
             assert_eq!(one["consistency"], "filesystem", "{when}: {one:#?}");
             assert_eq!(one["disks"].as_array().unwrap().len(), 2, "{when}: {one:#?}");
         }
-        let reconciled = host.admin(&["reconcile"]);
+        let reconciled = host.folder.admin(&["reconcile"]);
         let said = String::from_utf8_lossy(&reconciled.stdout);
         assert_eq!(said, "the catalog and the storage agree\n", "{when}");
 

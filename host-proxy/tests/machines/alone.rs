@@ -25,7 +25,7 @@ fn disks_that_are_cut_one_after_another_are_of_one_instant_because_the_machine_s
     assert!(reason.starts_with("no freeze was asked for; the machine was paused for"), "{reason}");
     assert!(reason.ends_with("makes one instant of all its disks"), "{reason}");
 
-    let asked_too_much = stage.admin(&["create", "db1", "--no-agent", "--consistency", "filesystem"]);
+    let asked_too_much = stage.served.admin(&["create", "db1", "--no-agent", "--consistency", "filesystem"]);
     let said = String::from_utf8_lossy(&asked_too_much.stderr).into_owned();
     assert!(!asked_too_much.status.success() && said.contains("--consistency crash"), "{said}");
 }
@@ -50,8 +50,8 @@ fn a_machine_that_somebody_else_paused_stays_paused() {
     let reason = snapshot["consistency_reason"].as_str().unwrap();
     assert!(reason.contains("somebody else had paused the machine"), "{reason}");
 
-    stage.kill_service();
-    stage.start();
+    stage.served.kill();
+    stage.served.start();
     assert_eq!(stage.status(), "paused", "a service that starts lets go on only what it paused");
 }
 
@@ -59,7 +59,7 @@ fn a_machine_that_somebody_else_paused_stays_paused() {
 fn a_machine_that_does_not_answer_is_not_cut_and_is_not_paused_later() {
     let stage = Stage::new(&["data", "log"]);
     stage.qemu.signal(Signal::STOP);
-    let output = stage.admin(&["create", "db1", "--no-agent"]);
+    let output = stage.served.admin(&["create", "db1", "--no-agent"]);
     stage.qemu.signal(Signal::CONT);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(6), "{said}");
@@ -91,9 +91,9 @@ fn a_storage_that_hangs_in_the_cut_does_not_hold_the_machine() {
     let events = stage.events();
     let freezer = Arc::clone(&frozen);
     let freeze = move || *freezer.lock().unwrap() = Some(Frozen::file_system(&store));
-    stage.service().arm(Before::Having(&["clone into ", "_.partial/"]), Fault::After(Box::new(freeze)));
+    stage.served.traced().arm(Before::Having(&["clone into ", "_.partial/"]), Fault::After(Box::new(freeze)));
     let output = std::thread::scope(|scope| {
-        let create = scope.spawn(|| stage.admin(&["create", "db1", "--no-agent"]));
+        let create = scope.spawn(|| stage.served.admin(&["create", "db1", "--no-agent"]));
         wait_until("the storage hangs", LIMIT, || frozen.lock().unwrap().is_some());
         assert_eq!(stage.status(), "paused");
         wait_until("the machine goes on all the same", LIMIT, || stage.status() == "running");
@@ -115,18 +115,18 @@ fn killed_before_any_call_the_service_lets_the_machine_go_on_when_it_is_back() {
     let mut struck = BTreeSet::new();
     let mut was_paused = 0;
     for n in 1.. {
-        stage.service().arm(Before::Nth(n), Fault::Kill(Box::new(|| ())));
-        let output = stage.admin(&["create", "db1", "--no-agent"]);
-        let (call, _) = stage.service().disarm();
+        stage.served.traced().arm(Before::Nth(n), Fault::Kill(Box::new(|| ())));
+        let output = stage.served.admin(&["create", "db1", "--no-agent"]);
+        let (call, _) = stage.served.traced().disarm();
         let Some(call) = call else {
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             break;
         };
-        stage.kill_service();
+        stage.served.kill();
         was_paused += usize::from(stage.status() == "paused");
-        stage.start();
+        stage.served.start();
         assert_eq!(stage.status(), "running", "killed before call {n}, {call}");
-        let reconciled = stage.admin(&["reconcile"]);
+        let reconciled = stage.served.admin(&["reconcile"]);
         let said = String::from_utf8_lossy(&reconciled.stdout);
         assert_eq!(said, "the catalog and the storage agree\n", "killed before call {n}, {call}");
         struck.insert(call);

@@ -1,8 +1,7 @@
 //! A libvirtd with domains that no guest runs in, a store in which they have their disks, and the service.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 
 use harness::libvirt::Libvirtd;
 use harness::loopfs::{Kind, LoopFs};
@@ -10,6 +9,7 @@ use harness::process::Process;
 use harness::wait::wait_until;
 use serde_json::Value;
 
+use super::served::Folder;
 use super::stage::LIMIT;
 
 pub(crate) const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
@@ -18,14 +18,14 @@ pub(crate) const IMAGE_BYTES: u64 = 1 << 20;
 pub(crate) struct Domains {
     service: Option<Process>,
     pub(crate) libvirtd: Libvirtd,
-    folder: tempfile::TempDir,
+    pub(crate) folder: Folder,
     store: LoopFs,
 }
 
 impl Domains {
     /// A service that finds its machines in libvirt, with these lines more in its configuration.
     pub(crate) fn new(more: &str) -> Self {
-        let folder = tempfile::Builder::new().prefix("hsd-").tempdir_in("/tmp").unwrap();
+        let folder = Folder::new("hsd-");
         let store = LoopFs::in_memory(Kind::Xfs, 320);
         // libvirt's QEMU goes through it.
         harness::loopfs::run(
@@ -43,19 +43,17 @@ impl Domains {
             more.replace("@STORE@", &domains.store.path().display().to_string())
                 .replace("@FOLDER@", &domains.folder.path().display().to_string()),
         );
-        fs::write(domains.at("hostsnapd.toml"), text).unwrap();
+        domains.folder.configure(&text);
         domains.start();
         domains
     }
 
     #[track_caller]
     pub(crate) fn start(&mut self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hostsnapd"));
-        command.args(["serve", "--config"]).arg(self.at("hostsnapd.toml"));
-        self.service = Some(Process::start(&mut command, &self.at("log")));
+        self.service = Some(Process::start(&mut self.folder.serve(), &self.folder.at("log")));
         wait_until("hostsnapd is up", LIMIT, || {
             self.service.as_mut().unwrap().must_live();
-            self.admin(&["vms"]).status.success()
+            self.folder.admin(&["vms"]).status.success()
         });
     }
 
@@ -65,14 +63,6 @@ impl Domains {
 
     pub(crate) fn signal_service(&self, signal: rustix::process::Signal) {
         self.service.as_ref().expect("it was started").signal(signal);
-    }
-
-    pub(crate) fn at(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    pub(crate) fn printed(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.at("log")).unwrap_or_default()).into_owned()
     }
 
     /// A domain's XML: disks by target and serial, in the store.
@@ -101,22 +91,12 @@ impl Domains {
         )
     }
 
-    pub(crate) fn admin(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_hostsnapd"))
-            .args(arguments)
-            .arg("--control")
-            .arg(self.at("control"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
     /// As `admin`, for what must succeed and prints JSON.
     #[track_caller]
     pub(crate) fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.admin(&[arguments, &["--json"]].concat());
+        let output = self.folder.admin(&[arguments, &["--json"]].concat());
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{arguments:?}: {said}\n{}", self.printed());
+        assert!(output.status.success(), "{arguments:?}: {said}\n{}", self.folder.printed());
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
@@ -145,7 +125,7 @@ impl Domains {
     pub(crate) fn failing(&self) -> Vec<String> {
         let output = Command::new(env!("CARGO_BIN_EXE_hostsnapd"))
             .args(["check", "--json", "--config"])
-            .arg(self.at("hostsnapd.toml"))
+            .arg(self.folder.at("hostsnapd.toml"))
             .output()
             .unwrap();
         let findings: Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -40,7 +40,7 @@ fn machines_of_libvirt_need_no_entry_and_are_followed_paused_and_let_go_on() {
 
     // A libvirtd that hangs holds nobody up for longer than its limit, and takes nothing away.
     host.libvirtd.signal(Signal::STOP);
-    let output = host.admin(&["create", "db1", "--no-agent"]);
+    let output = host.folder.admin(&["create", "db1", "--no-agent"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(9) && said.contains("nothing was cut"), "{said}");
     assert_eq!(host.machines().len(), 2);
@@ -51,7 +51,7 @@ fn machines_of_libvirt_need_no_entry_and_are_followed_paused_and_let_go_on() {
     assert_eq!(host.json(&["list"]).as_array().unwrap().len(), 2);
 
     host.kill_while_paused();
-    assert_eq!(host.state_of("db1"), "running", "{}", host.printed());
+    assert_eq!(host.state_of("db1"), "running", "{}", host.folder.printed());
 }
 
 impl Domains {
@@ -59,7 +59,7 @@ impl Domains {
     fn kill_while_paused(&mut self) {
         for _ in 0..20 {
             std::thread::scope(|scope| {
-                let create = scope.spawn(|| self.admin(&["create", "db1", "--no-agent"]));
+                let create = scope.spawn(|| self.folder.admin(&["create", "db1", "--no-agent"]));
                 let paused = || self.state_of("db1") == "paused";
                 while !create.is_finished() && !paused() {}
                 self.signal_service(Signal::KILL);
@@ -87,7 +87,7 @@ fn disks_are_plugged_in_and_taken_out_through_libvirt_which_knows_of_them() {
     host.libvirtd.define(&host.xml("db1", UUID, &[("vda", "data")], scsi));
     host.libvirtd.must(&["start", "db1"]);
     // The entry wins, and learns that libvirt has its machine.
-    wait_until("the service knows", LIMIT, || host.printed().contains("libvirt"));
+    wait_until("the service knows", LIMIT, || host.folder.printed().contains("libvirt"));
     let request = request_for(&[("data", IMAGE_BYTES, 7)], Consistency::Filesystem);
     let id = SnapshotId::derive(UUID.parse().unwrap(), request.request);
     host.guest().take(&request).unwrap();
@@ -118,7 +118,7 @@ fn disks_are_plugged_in_and_taken_out_through_libvirt_which_knows_of_them() {
 
 impl Domains {
     fn guest(&self) -> Guest {
-        let mut guest = Guest::connect(&self.at(&format!("vsock_{PORT}")));
+        let mut guest = Guest::connect(&self.folder.at(&format!("vsock_{PORT}")));
         assert!(matches!(guest.ask(&hello(None)), Reply::Hello(_)));
         guest
     }

@@ -17,6 +17,9 @@ mod domains;
 #[path = "../common/guest.rs"]
 mod guest;
 mod libvirt;
+#[allow(dead_code)]
+#[path = "../common/served.rs"]
+mod served;
 mod stage;
 #[allow(dead_code)]
 #[path = "../every_call/tracer.rs"]

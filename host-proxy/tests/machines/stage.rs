@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use harness::loopfs::{Kind, LoopFs};
@@ -13,24 +13,23 @@ use harness::process::Process;
 use harness::wait::wait_until;
 use serde_json::{Value, json};
 
-use super::tracer::Traced;
+use super::served::{Folder, Served};
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
 
 pub(crate) struct Stage {
     pub(crate) qemu: Process,
-    service: Option<Traced>,
+    pub(crate) served: Served,
     monitor: Monitor,
     store: LoopFs,
-    folder: tempfile::TempDir,
 }
 
 impl Stage {
     /// With disks of these serials.
     pub(crate) fn new(serials: &[&str]) -> Self {
-        let folder = tempfile::Builder::new().prefix("hsm-").tempdir_in("/tmp").unwrap();
-        let at = |name: &str| folder.path().join(name);
+        let folder = Folder::new("hsm-");
+        let at = |name: &str| folder.at(name);
         let store = LoopFs::in_memory(Kind::Xfs, 320);
         let mut command = Command::new("qemu-system-x86_64");
         command.args([
@@ -77,58 +76,17 @@ impl Stage {
             folder.path().display(),
             store.path().display(),
         );
-        fs::write(at("hostsnapd.toml"), text).unwrap();
+        folder.configure(&text);
         let monitor = Monitor::at(&at("second"));
-        let mut stage = Self { qemu, service: None, monitor, store, folder };
-        stage.start();
-        stage
-    }
-
-    /// Starts the service.
-    #[track_caller]
-    pub(crate) fn start(&mut self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hostsnapd"));
-        command.args(["serve", "--config"]).arg(self.at("hostsnapd.toml"));
-        let service = Traced::start(command, &self.at("log"), None);
-        wait_until("hostsnapd is up", LIMIT, || {
-            assert!(!service.has_ended(), "{}", self.printed());
-            self.admin(&["vms"]).status.success()
-        });
-        self.service = Some(service);
-    }
-
-    pub(crate) fn kill_service(&mut self) {
-        self.service.take().expect("it was started").kill();
-    }
-
-    pub(crate) fn service(&self) -> &Traced {
-        self.service.as_ref().expect("it was started")
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    pub(crate) fn printed(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.at("log")).unwrap_or_default()).into_owned()
-    }
-
-    pub(crate) fn admin(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_hostsnapd"))
-            .args(arguments)
-            .arg("--control")
-            .arg(self.at("control"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+        Self { qemu, served: Served::start_in(folder), monitor, store }
     }
 
     /// Takes a snapshot without the guest; its record.
     #[track_caller]
     pub(crate) fn cut_alone(&self) -> Value {
-        let output = self.admin(&["create", "db1", "--no-agent", "--json"]);
+        let output = self.served.admin(&["create", "db1", "--no-agent", "--json"]);
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}\n{}", self.printed());
+        assert!(output.status.success(), "{said}\n{}", self.served.printed());
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
@@ -147,7 +105,7 @@ impl Stage {
     }
 
     pub(crate) fn events(&self) -> Events {
-        Events::of(&self.at("third"))
+        Events::of(&self.served.at("third"))
     }
 
     /// How many snapshots, whole or not, the storage has.
