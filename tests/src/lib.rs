@@ -19,11 +19,13 @@
 //! | [`domain`] | a virtual machine that it runs |
 //! | [`monitor`] | a machine's QMP monitor, as a test asks it |
 //! | [`process`] | a process that is ended when dropped |
+//! | [`figures`] | what the benchmarks make of their raw figures |
 //! | [`records`] | what the tests' application writes, and how it is verified |
 
 pub mod assets;
 pub mod ceph;
 pub mod domain;
+pub mod figures;
 pub mod guest;
 pub mod hostsnapd;
 pub mod initramfs;

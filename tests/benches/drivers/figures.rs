@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use harness::figures::percentile;
 use serde::{Deserialize, Serialize};
 
 use crate::Driver;
@@ -136,12 +137,6 @@ impl Figures {
     pub(crate) fn keep(&self, table: &str) -> Result<()> {
         Ok(fs::write(self.folder.join("drivers.md"), table)?)
     }
-}
-
-/// Of sorted values, the one below which so many of a hundred lie (nearest rank).
-fn percentile(sorted: &[u64], percent: usize) -> u64 {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or(0)
 }
 
 #[allow(clippy::cast_precision_loss)] // shown with two decimals

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use harness::figures::percentile;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -169,12 +170,6 @@ impl Figures {
         fs::write(self.folder.join("stall.md"), table)?;
         Ok(())
     }
-}
-
-/// Of sorted values, the one below which so many of a hundred lie (nearest rank).
-pub(crate) fn percentile(sorted: &[u64], percent: usize) -> u64 {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or(0)
 }
 
 fn spread(sorted: &[u64]) -> String {

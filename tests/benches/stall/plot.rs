@@ -5,9 +5,10 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
+use harness::figures::percentile;
 use plotters::prelude::*;
 
-use crate::figures::{Figures, percentile};
+use crate::figures::Figures;
 
 /// The ways in their colours, from top to bottom.
 const WAYS: [(&str, RGBColor); 4] = [

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use harness::figures::percentile;
 use serde::Serialize;
 
 /// What was done.
@@ -109,12 +110,6 @@ impl Figures {
     pub(crate) fn keep_table(&self, table: &str) -> Result<()> {
         fs::write(self.folder.join("use.md"), table).context("keep the table")
     }
-}
-
-/// Of sorted values, the one below which so many of a hundred lie (nearest rank).
-fn percentile(sorted: &[u64], percent: usize) -> u64 {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or(0)
 }
 
 #[allow(clippy::cast_precision_loss)] // shown with one decimal
