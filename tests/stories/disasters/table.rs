@@ -189,8 +189,8 @@ pub(crate) fn expected(disaster: Disaster, step: Step) -> Option<Expected> {
         Disaster::HostIsAway if step == Step::Resolved => dies(&[9], "no answer in time", false),
         Disaster::HostStalls | Disaster::HostIsAway => match step {
             Step::Prepared | Step::Quiesced | Step::Flushed | Step::Armed | Step::Frozen => NOT_HELD,
-            // It may have answered already.
-            Step::CutSent => Expected { codes: &[0, 7], word: "", kept: Kept::IfDone },
+            // It may have answered already; or it stopped in the middle of the cut, and says that this took too long.
+            Step::CutSent => Expected { codes: &[0, 7, 9], word: "", kept: Kept::IfDone },
             _ => DONE,
         },
         Disaster::LinkCut => match step {
