@@ -24,7 +24,7 @@ use super::{
     Ready, Recovered, Restore, SetCut, Volume, VolumeFacts, VolumeSnapshot, image,
 };
 use crate::vmm::disk::{self, FindError};
-use crate::vmm::qmp::{Qmp, QmpError};
+use crate::vmm::qmp::{Qmp, QmpError, Unfinished};
 use job::Name;
 
 /// How long a monitor may take to greet, and for a command that does nothing slow.
@@ -133,6 +133,7 @@ impl Driver for Qemu {
             owner: plan.owner,
             monitor: path,
             qmp: Some(qmp),
+            start: None,
             copies: Vec::new(),
             volumes: Vec::new(),
         };
@@ -146,7 +147,13 @@ impl Driver for Qemu {
                 return Err(error.after_undo(undone));
             }
         }
-        Ok(Box::new(set))
+        match set.make_ready() {
+            Ok(()) => Ok(Box::new(set)),
+            Err(error) => {
+                let undone = set.remove();
+                Err(error.after_undo(undone))
+            }
+        }
     }
 
     fn list(&self) -> Result<Vec<Found>, DriverError> {
@@ -177,6 +184,7 @@ impl Driver for Qemu {
             owner,
             monitor: path,
             qmp,
+            start: None,
             copies: Vec::new(),
             volumes: Vec::new(),
         };
@@ -266,9 +274,10 @@ struct Set {
     folder: Folder,
     owner: Owner,
     monitor: PathBuf,
-    /// Held from prepare to cut, so that the cut is one round trip; then given free, since a monitor
-    /// serves one client at a time.
     qmp: Option<Qmp>,
+    /// What starts the copies. Its connection is held from prepare to cut; then it is given free, since a monitor serves
+    /// one client at a time.
+    start: Option<Unfinished>,
     copies: Vec<Copy>,
     volumes: Vec<VolumeSnapshot>,
 }
@@ -293,7 +302,7 @@ impl Set {
         let name = Name::of(self.owner.snapshot, index);
         self.push(volume, disk.size_bytes, Copy { name: name.clone(), source: disk.node, file, path });
         let copy = self.copies.last().expect("just pushed");
-        let qmp = self.qmp.as_mut().expect("held until the cut");
+        let qmp = self.qmp.as_mut().expect("held while the copies are made");
         let doing = || format!("hand {} to QEMU", copy.path.display());
         let added = qmp
             .execute_with_fd("add-fd", json!({ "opaque": name.as_str() }), copy.file.as_fd(), LIMIT)
@@ -307,6 +316,15 @@ impl Set {
             "file": { "driver": "file", "filename": format!("/dev/fdset/{}", added["fdset-id"]) },
         });
         qmp.execute("blockdev-add", node, LIMIT).map_err(|error| of_qmp(doing(), error))?;
+        Ok(())
+    }
+
+    fn make_ready(&mut self) -> Result<(), DriverError> {
+        let qmp = self.qmp.take().expect("held while the copies are made");
+        let actions = self.copies.iter().map(|copy| job::backup(&copy.name, &copy.source)).collect();
+        let start = job::ready_all(qmp, actions)
+            .map_err(|error| of_qmp("tell QEMU of the backup jobs".to_owned(), error))?;
+        self.start = Some(start);
         Ok(())
     }
 
@@ -340,6 +358,7 @@ impl Set {
     }
 
     fn release(&mut self) -> Result<(), DriverError> {
+        self.start = None;
         let mut held = self.qmp.take();
         loop {
             let was_held = held.is_some();
@@ -374,11 +393,10 @@ impl Ready for Set {
             let undone = self.remove();
             return Err(error.after_undo(undone));
         }
-        let actions = self.copies.iter().map(|copy| job::backup(&copy.name, &copy.source)).collect();
-        let mut qmp = self.qmp.take().expect("held until the cut");
+        let start = self.start.take().expect("it was prepared");
         // Longer than the deadline: what was begun is waited for, to know what became of it.
-        match job::start_all(&mut qmp, actions, left + LIMIT) {
-            Ok(()) => Ok(self),
+        match start.run(left + LIMIT) {
+            Ok(_) => Ok(self),
             Err(error) => {
                 let error = of_qmp("start the backup jobs".to_owned(), error);
                 let undone = self.remove();

@@ -68,6 +68,24 @@ impl QmpError {
     }
 }
 
+/// How every command ends.
+const END: &str = "}\n";
+
+/// A command that QEMU has been told but for its end.
+pub struct Unfinished {
+    qmp: Qmp,
+    command: String,
+}
+
+impl Unfinished {
+    /// Says the end: from now on QEMU runs it.
+    pub fn run(mut self, limit: Duration) -> Result<Value, QmpError> {
+        let deadline = Instant::now() + limit;
+        self.qmp.send(END.as_bytes(), &[], &self.command, deadline)?;
+        self.qmp.answer(&self.command, deadline)
+    }
+}
+
 /// A connection to a monitor.
 pub struct Qmp {
     stream: UnixStream,
@@ -106,6 +124,21 @@ impl Qmp {
         self.run(command, arguments, &[], limit)
     }
 
+    /// Tells QEMU a command but for its last bytes, so that little is left to do when it matters. A monitor reads byte by
+    /// byte, each by a turn of its loop (QEMU `monitor/monitor.c`, `monitor_can_read`): a `transaction` of one disk
+    /// takes it a millisecond to read. Dropped, it is as if it had never been said.
+    pub fn say_all_but_the_end(
+        mut self,
+        command: &str,
+        arguments: Value,
+        limit: Duration,
+    ) -> Result<Unfinished, QmpError> {
+        let text = self.text_of(command, arguments);
+        let (most, _) = text.split_at(text.len() - END.len());
+        self.send(most.as_bytes(), &[], command, Instant::now() + limit)?;
+        Ok(Unfinished { qmp: self, command: command.to_owned() })
+    }
+
     /// Runs a command that takes over a descriptor (`add-fd`).
     pub fn execute_with_fd(
         &mut self,
@@ -125,10 +158,20 @@ impl Qmp {
         limit: Duration,
     ) -> Result<Value, QmpError> {
         let deadline = Instant::now() + limit;
-        self.last_id += 1;
-        let text =
-            json!({ "execute": command, "arguments": arguments, "id": self.last_id }).to_string() + "\n";
+        let text = self.text_of(command, arguments);
         self.send(text.as_bytes(), fds, command, deadline)?;
+        self.answer(command, deadline)
+    }
+
+    fn text_of(&mut self, command: &str, arguments: Value) -> String {
+        self.last_id += 1;
+        let command = json!({ "execute": command, "arguments": arguments, "id": self.last_id });
+        let mut text = command.to_string();
+        text.truncate(text.len() - 1);
+        text + END
+    }
+
+    fn answer(&mut self, command: &str, deadline: Instant) -> Result<Value, QmpError> {
         loop {
             let mut answer = self.line(command, deadline)?;
             // Events are of no interest here: what matters is asked for. An answer to another
@@ -258,6 +301,34 @@ mod tests {
         assert_eq!(qmp.execute("query-status", json!({}), SOON).unwrap()["status"], "running");
         let error = qmp.execute("blockdev-del", json!({}), SOON).unwrap_err();
         assert_eq!(error.to_string(), "blockdev-del: GenericError: no such node");
+    }
+
+    #[test]
+    fn a_command_without_its_end_is_none_until_it_is_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("qmp");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(GREETING).unwrap();
+            let mut chunk = [0; 1024];
+            while let Ok(length @ 1..) = stream.read(&mut chunk) {
+                tell.send(chunk[..length].to_vec()).unwrap();
+                if chunk[..length].ends_with(b"}\n") {
+                    stream.write_all(b"{\"return\": {}, \"id\": 2}\n").unwrap();
+                }
+            }
+        });
+        let heard = || String::from_utf8(told.recv_timeout(SOON).unwrap()).unwrap();
+        let qmp = Qmp::connect(&path, SOON).unwrap();
+        assert!(heard().contains("qmp_capabilities"));
+        let command = qmp.say_all_but_the_end("transaction", json!({ "actions": [] }), SOON).unwrap();
+        let most = heard();
+        assert!(serde_json::from_str::<Value>(&most).is_err(), "{most}");
+        command.run(SOON).unwrap();
+        let whole: Value = serde_json::from_str(&(most + &heard())).unwrap();
+        assert_eq!(whole, json!({ "execute": "transaction", "arguments": { "actions": [] }, "id": 2 }));
     }
 
     /// A run of `contract()` failed so: the client before had left while its job paused, and the event

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{LIMIT, of_qmp};
 use crate::drivers::{DriverError, Kind, Progress};
-use crate::vmm::qmp::{Qmp, QmpError};
+use crate::vmm::qmp::{Qmp, QmpError, Unfinished};
 
 /// How long a job that was told to stop may take for it.
 const CANCEL_LIMIT: Duration = Duration::from_secs(30);
@@ -54,9 +54,9 @@ pub(super) fn backup(name: &Name, source: &str) -> Value {
     })
 }
 
-/// Starts them all at one instant.
-pub(super) fn start_all(qmp: &mut Qmp, actions: Vec<Value>, limit: Duration) -> Result<(), QmpError> {
-    qmp.execute("transaction", json!({ "actions": actions }), limit).map(|_| ())
+/// Has QEMU ready to start them all at one instant.
+pub(super) fn ready_all(qmp: Qmp, actions: Vec<Value>) -> Result<Unfinished, QmpError> {
+    qmp.say_all_but_the_end("transaction", json!({ "actions": actions }), LIMIT)
 }
 
 fn jobs(qmp: &mut Qmp) -> Result<Vec<Value>, QmpError> {
