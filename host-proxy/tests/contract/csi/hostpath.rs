@@ -39,6 +39,8 @@ fn the_kubernetes_hostpath_driver_keeps_the_contract() {
         crate::after_the_deadline_nothing_is_begun_and_nothing_left(&bench);
         crate::what_is_abandoned_leaves_nothing(&bench);
         crate::what_a_crash_leaves_is_recovered(&bench);
+        assert!(bench.driver().changes().is_some(), "it has the service");
+        crate::changes::what_changed_between_two_snapshots_is_told(&bench);
         bench.nothing_is_left();
         a_lost_note_costs_nothing_where_it_lists(&bench, lists);
         two_snapshots_of_one_volume_are_both_whole(&bench);
@@ -94,6 +96,9 @@ impl HostPath {
         command.arg("--statedir").arg(at("state"));
         command.args(["--drivername", "hostpath.csi.k8s.io", "--nodeid", "node", "-v", "5"]);
         command.arg(format!("--enable-list-snapshots={lists}"));
+        // Both of the ways in which CSI lets a plugin tell ranges.
+        let blocks = if lists { "FIXED_LENGTH" } else { "VARIABLE_LENGTH" };
+        command.args(["--enable-snapshot-metadata=true", "--snapshot-metadata-block-type", blocks]);
         let mut process = Process::start(&mut command, &at("log"));
         wait_until("the plugin", Duration::from_secs(20), || {
             process.must_live();
