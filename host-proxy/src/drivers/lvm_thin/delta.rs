@@ -163,12 +163,16 @@ mod tests {
 
     /// Recorded of thin-provisioning-tools 0.9.0, Debian 12.
     const RECORDED: &str = include_str!("fixtures/thin-delta-0.9.0.xml");
+    /// And of 1.1.0, Debian 13, which was written anew.
+    const REWRITTEN: &str = include_str!("fixtures/thin-delta-1.1.0.xml");
 
     #[test]
     fn a_recorded_delta_says_which_blocks_differ() {
         let extent = |block: u64, blocks: u64| Extent { offset: block << 16, length: blocks << 16 };
-        let changed = extents::in_order(parse(RECORDED, 1 << 16).unwrap(), 8 << 20);
-        assert_eq!(changed, [extent(3, 2), extent(40, 4), extent(96, 6)]);
+        for recorded in [RECORDED, REWRITTEN] {
+            let changed = extents::in_order(parse(recorded, 1 << 16).unwrap(), 8 << 20);
+            assert_eq!(changed, [extent(3, 2), extent(40, 4), extent(96, 6)]);
+        }
     }
 
     #[test]
