@@ -161,13 +161,7 @@ fn mirror() -> Option<(String, Option<String>)> {
 /// Fetches a package into a folder and unpacks it there, without installing it.
 pub(crate) fn unpack(package: &str, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
-    let status = Command::new("apt-get")
-        // apt's own user can't write into our folder, and root's apt warns of it each time.
-        .args(["-o", "APT::Sandbox::User=root", "download", package])
-        .current_dir(folder)
-        .stdout(std::process::Stdio::null())
-        .status()?;
-    ensure!(status.success(), "apt-get download {package}: {status}");
+    with_fresh_lists(|| download(package, folder))?;
     let file = fs::read_dir(folder)?
         .flatten()
         .map(|entry| entry.path())
@@ -179,8 +173,34 @@ pub(crate) fn unpack(package: &str, folder: &Path) -> Result<()> {
     Ok(())
 }
 
+fn download(package: &str, folder: &Path) -> Result<()> {
+    let status = Command::new("apt-get")
+        // apt's own user can't write into our folder, and root's apt warns of it each time.
+        .args(["-o", "APT::Sandbox::User=root", "download", package])
+        .current_dir(folder)
+        .stdout(std::process::Stdio::null())
+        .status()?;
+    ensure!(status.success(), "apt-get download {package}: {status}");
+    Ok(())
+}
+
+/// What fails with apt's lists as they are may be for their age, or since there are none.
+fn with_fresh_lists<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
+    attempt().or_else(|error| {
+        if !is_root() {
+            return Err(error.context("if apt's lists are old: sudo apt-get update, and try again"));
+        }
+        apt(&["update"])?;
+        attempt()
+    })
+}
+
 /// The package that holds the newest kernel for virtual machines.
 pub(crate) fn kernel_package() -> Result<String> {
+    with_fresh_lists(newest_kernel)
+}
+
+fn newest_kernel() -> Result<String> {
     for meta in ["linux-image-cloud-amd64", "linux-image-virtual", "linux-image-amd64"] {
         let output = Command::new("apt-cache").args(["depends", meta]).output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -189,5 +209,5 @@ pub(crate) fn kernel_package() -> Result<String> {
             return Ok(format!("linux-image-{version}"));
         }
     }
-    bail!("apt knows no kernel package; run apt-get update and try again")
+    bail!("apt knows no kernel package")
 }

@@ -86,20 +86,32 @@ fn kernel() -> Result<()> {
     let package = debian::kernel_package()?;
     debian::unpack(&package, &place)?;
     // Ubuntu keeps the modules in packages of their own.
-    if let Some(version) =
-        package.strip_prefix("linux-image-").filter(|_| !place.join("root/lib/modules").exists())
-    {
+    if let Some(version) = package.strip_prefix("linux-image-").filter(|_| modules_in(&place).is_none()) {
         debian::unpack(&format!("linux-modules-{version}"), &place)?;
     }
-    let modules = place.join("root/lib/modules");
+    // depmod wants them where they always were.
+    let root = place.join("root");
+    let modules = root.join("lib/modules");
+    if !modules.exists() {
+        fs::create_dir_all(root.join("lib"))?;
+        fs::rename(modules_in(&place).context("find the kernel's modules")?, &modules)?;
+    }
     let version = only_entry(&modules)?;
-    let status = Command::new("depmod").arg("-b").arg(place.join("root")).arg(&version).status()?;
+    let status = Command::new("depmod").arg("-b").arg(&root).arg(&version).status()?;
     ensure!(status.success(), "depmod: {status}");
     fs::rename(modules.join(&version), place.join("modules"))?;
     fs::write(place.join("modules/version"), &version)?;
     fs::rename(place.join("root/boot").join(format!("vmlinuz-{version}")), place.join("vmlinuz"))?;
     fs::remove_dir_all(place.join("root"))?;
     Ok(())
+}
+
+/// Newer packages have all of `/lib` below `/usr`.
+fn modules_in(kernel: &Path) -> Option<PathBuf> {
+    ["root/lib/modules", "root/usr/lib/modules"]
+        .map(|folder| kernel.join(folder))
+        .into_iter()
+        .find(|place| place.exists())
 }
 
 fn only_entry(folder: &Path) -> Result<String> {
