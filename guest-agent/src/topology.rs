@@ -61,7 +61,7 @@ pub enum TopologyError {
     /// The disk can't be named to the host.
     #[error(
         "the disk {disk} has no serial, so the host can't know it; the host's administrator gives it \
-         one (QEMU: -device virtio-blk-pci,serial=…)"
+         one (libvirt: <serial>data</serial> in its <disk>; QEMU: -device virtio-blk-pci,serial=data)"
     )]
     NoSerial {
         /// The disk's name in the guest.

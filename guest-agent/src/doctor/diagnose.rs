@@ -158,7 +158,8 @@ fn of_disk(disk: &DiskOverview, known: Option<&[DiskInfo]>) -> Finding {
         None => of_disk(
             matters,
             format!("the host does not know the disk {name} with the serial {serial}"),
-            "the host's administrator adds it as [[vm.disk]] of this machine",
+            "the host's administrator adds it as [[vm.disk]] of this machine; where libvirt tells of it, hostsnapd check says \
+             why it is left out",
         ),
         Some(host) if !host.problem.as_str().is_empty() => of_disk(
             matters,

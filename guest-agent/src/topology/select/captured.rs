@@ -63,7 +63,7 @@ fn a_disk_without_serial_and_two_of_one_serial_are_refused() {
     };
     disk(&mut capture, "vda", None);
     let told = of_paths(&capture, &["/part"]).unwrap_err().to_string();
-    assert!(told.contains("vda has no serial"), "{told}");
+    assert!(told.contains("vda has no serial") && told.contains("<serial>"), "{told}");
     disk(&mut capture, "vda", Some("plain"));
     let told = of_paths(&capture, &["/part"]).unwrap_err().to_string();
     assert!(told.contains("vda") && told.contains("vdg") && told.contains("plain"), "{told}");
