@@ -58,6 +58,9 @@ fn a_guest_sees_and_touches_only_what_is_its_own() {
         format!("detach {id_a}"),
         format!("mount {id_a} /data"),
         format!("cp {id_a}:/data/file /tmp"),
+        format!("ls {id_a}:/data"),
+        format!("restore {id_a}"),
+        format!("restore {id_a} data --preview"),
     ] {
         let output = b.guest.run(&format!("hostsnap {command}"));
         assert_eq!(output.status, 5, "{command}: {}", output.stderr);

@@ -243,6 +243,30 @@ fn a_guest_attaches_its_own_whole_snapshots_by_its_verb_and_learns_nothing_of_ot
 }
 
 #[test]
+fn a_guest_goes_back_to_its_own_whole_snapshots_by_its_verb_and_learns_nothing_of_others() {
+    let [vm, neighbour] = machines("");
+    let record = with_disks(&vm);
+    let wanted = protocol::restore::Restore {
+        request: RequestId::random(),
+        id: record.id,
+        disks: asked(&["data"]).disks,
+        safety: protocol::restore::Safety::None,
+        layout: protocol::restore::Layout::Same,
+        dry_run: false,
+    };
+    assert_eq!(restore(Asker::Guest, &vm, &record, &wanted).unwrap().get().disks.len(), 1);
+    for asker in [Asker::Guest, Asker::Admin] {
+        let theirs = restore(asker, &neighbour, &record, &wanted).unwrap_err();
+        assert_eq!(theirs, not_found(&record.id.to_string()));
+    }
+    let [silent, _] = machines("allow = [\"create\", \"list\", \"attach\"]");
+    let refused = restore(Asker::Guest, &silent, &record, &wanted).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Refused);
+    let unready = SnapshotRecord { state: State::Settling, ..record };
+    assert_eq!(restore(Asker::Guest, &vm, &unready, &wanted).unwrap_err().code, ErrorCode::Busy);
+}
+
+#[test]
 fn the_disks_of_a_snapshot_are_attached_each_once_by_its_place_in_it() {
     let [vm, _] = machines("");
     let record = with_disks(&vm);
