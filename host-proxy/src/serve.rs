@@ -139,6 +139,7 @@ async fn follow_machines(service: Arc<Service>) {
         tokio::time::sleep(LOOK_EVERY).await;
         // The failure is in the log, once.
         let _ = service.look_at_machines(Instant::now()).await;
+        service.look_at_arrived().await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! A libvirtd of a test's own, with QEMU's driver: a plain process, as root, on a socket in a temporary folder. All that libvirtd has
 //! compiled-in paths for (its configuration, state and logs) is in that folder too, by a mount namespace. QEMU runs as
-//! another user, as it does in production.
+//! another user, as it does in production. Each can be a host of its own, to which others' machines move.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,14 @@ impl Libvirtd {
     /// # Panics
     /// When it does not, with what it printed.
     pub fn start() -> Self {
+        Self::start_on(1)
+    }
+
+    /// As `start`, on the host of this number: it has a UUID and a name of its own.
+    ///
+    /// # Panics
+    /// When it does not, with what it printed.
+    pub fn start_on(host: u8) -> Self {
         let folder = tempfile::Builder::new().prefix("hsv-").tempdir_in("/tmp").expect("a folder");
         let at = |name: &str| folder.path().join(name);
         // QEMU, another user, goes through it.
@@ -40,7 +48,7 @@ impl Libvirtd {
         }
         let daemon = format!(
             "unix_sock_dir = \"{}\"\nunix_sock_group = \"root\"\nauth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\n\
-             host_uuid = \"11111111-2222-4333-8444-555555555555\"\n",
+             host_uuid = \"11111111-2222-4333-8444-5555555555{host:02x}\"\n",
             at("socket").display()
         );
         // Without a /dev of each QEMU's own: where KVM is hidden there, libvirt could not make one.
@@ -53,6 +61,8 @@ impl Libvirtd {
             let is_there = users.lines().any(|user| user.starts_with("libvirt-qemu:"));
             fs::write(at(file), if is_there { users } else { users + line }).expect("users");
         }
+        // One with a dot in it is looked up nowhere.
+        fs::write(at("hostname"), host_name(host)).expect("a file");
         fs::write(at("no-kvm"), "").expect("a file");
         set_mode(&at("no-kvm"), 0);
         fs::write(at("libvirtd.conf"), daemon).expect("a configuration");
@@ -68,7 +78,12 @@ impl Libvirtd {
 
     /// What `virsh -c` takes.
     pub fn uri(&self) -> String {
-        format!("qemu+unix:///system?socket={}/socket/libvirt-sock", self.folder.path().display())
+        format!("qemu+unix:///system?socket={}", self.socket().display())
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket/libvirt-sock")
     }
 
     /// A folder that QEMU gets at.
@@ -150,6 +165,10 @@ fn end(pid: Pid) {
     let _ = poll(&mut [PollFd::new(&ending, PollFlags::IN)], Some(&limit));
 }
 
+fn host_name(host: u8) -> String {
+    format!("host-{host}.test")
+}
+
 /// Where a folder of the system is in the test's own.
 fn inside(path: &str) -> String {
     path.trim_start_matches('/').replace('/', "-")
@@ -172,11 +191,16 @@ fn launch(folder: &Path) -> Process {
     for (own, path) in hidden.into_iter().filter(|(_, path)| Path::new(path).exists()) {
         script += &format!("mount --bind {}/{own} {path} && ", folder.display());
     }
+    // A host has devices of its own.
+    if fs::read_to_string(folder.join("hostname")).is_ok_and(|name| name != host_name(1)) {
+        script += "mkdir -p /dev/hostsnap && mount -t tmpfs none /dev/hostsnap && ";
+    }
+    script += &format!("cat {}/hostname > /proc/sys/kernel/hostname && ", folder.display());
     script +=
         &format!("exec libvirtd --config {0}/libvirtd.conf --pid-file {0}/libvirtd.pid", folder.display());
     // What is mounted later, on this machine, is mounted there too.
     let mut command = Command::new("unshare");
-    command.args(["--mount", "--propagation", "slave", "sh", "-c", &script]);
+    command.args(["--mount", "--uts", "--propagation", "slave", "sh", "-c", &script]);
     Process::start(&mut command, &log(folder))
 }
 

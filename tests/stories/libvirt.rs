@@ -1,5 +1,7 @@
 //! A machine that libvirt runs, whose monitor is libvirt's.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use harness::domain::Domain;
@@ -57,14 +59,23 @@ fn a_guest_of_libvirt_takes_a_snapshot_reads_it_beside_its_disk_and_gives_it_bac
     let path = attached["disks"][0]["path"].as_str().expect("a path").to_owned();
     assert_eq!(guest.sh(&format!("mount -o ro {path} /there && cat /there/word")).trim(), "old");
     let disks = libvirtd.must(&["domblklist", "db1"]);
-    assert!(disks.contains("/dev/loop"), "{disks}");
-    let device = disks.split_whitespace().find(|word| word.starts_with("/dev/loop")).expect("one").to_owned();
+    let device = disks.split_whitespace().find(|word| word.starts_with("/dev/hostsnap/hs-"));
+    let device = fs::read_link(device.expect("its name is in the domain")).expect("it leads to a device");
     guest.sh("umount /there");
     guest.sh(&format!("hostsnap detach {id}"));
     let disks = libvirtd.must(&["domblklist", "db1"]);
-    assert!(!disks.contains("/dev/loop"), "{disks}");
-    let backing = device.replace("/dev/", "/sys/block/") + "/loop/backing_file";
-    wait_until("the loop device is free", LIMIT, || !std::path::Path::new(&backing).exists());
+    assert!(!disks.contains("/dev/hostsnap"), "{disks}");
+    let backing = Path::new("/sys/block").join(device.file_name().expect("a name")).join("loop/backing_file");
+    wait_until("the loop device is free", LIMIT, || !backing.exists());
+
+    // A clone of its own, with more written to it than its file had when QEMU opened it.
+    let clone = guest.json(&format!("hostsnap --json attach {id} --writable"));
+    let path = clone["disks"][0]["path"].as_str().expect("a path").to_owned();
+    guest.sh(&format!("mount {path} /there && echo mine > /there/word && dd if=/dev/urandom of=/there/fill bs=1M count=64 && sync"));
+    guest.sh("md5sum /there/fill > /run/sum && echo 3 > /proc/sys/vm/drop_caches && md5sum -c /run/sum && umount /there");
+    guest.sh(&format!("hostsnap detach {id}"));
+    assert_eq!(fs::read_dir(store.path().join(".hostsnap/clones")).expect("a folder").count(), 0);
+    assert_eq!(service.json(&["reconcile"])["detached"], serde_json::json!([]));
 
     // All disks, and nobody in the guest is asked: it stands still, and goes on.
     let snapshot = service.json(&["create", "db1", "--no-agent"]);

@@ -70,6 +70,7 @@ fn disk(target: &str, serial: &str, source: xml::Source) -> xml::Disk {
         layout: "raw".to_owned(),
         is_read_only: false,
         is_shared: false,
+        reach: String::new(),
     }
 }
 

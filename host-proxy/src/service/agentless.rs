@@ -137,7 +137,8 @@ impl Service {
             Some(monitor) if operation.is_cut_apart() => {
                 self.cut_standing_still(vm, monitor, *operation).await?
             }
-            _ => {
+            Some(monitor) => self.cut_where_it_is(vm, &monitor, *operation).await?,
+            None => {
                 let lease = operation.lease_left();
                 operation.cut(lease).await?
             }

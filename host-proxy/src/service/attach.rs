@@ -27,11 +27,8 @@ use crate::catalog::{Attached, Stage};
 use crate::config::Vm;
 use crate::drivers::Kind;
 use crate::policy::{self, Allowed, Asker, Attach, Detach};
-use crate::vmm::monitor::Monitor;
 use crate::world::Store;
 use work::Work;
-
-pub(super) use work::TooShort;
 
 /// How long the host may take to plug one disk in.
 const PLUG_LIMIT: Duration = Duration::from_secs(60);
@@ -132,13 +129,6 @@ impl Service {
             )
             .hint(
                 "hostsnap disks says which disks can be attached; the host's administrator restores from it",
-            ));
-        }
-        if access == Access::Writable && matches!(monitor, Monitor::Libvirt(_)) {
-            let text =
-                format!("{} is libvirt's: the host can't attach to it what may be written to", vm.name);
-            return Err(WireError::new(ErrorCode::Unsupported, text).hint(
-                "attach it read-only; or the host's administrator gives QEMU a QMP socket of its own, and the [[vm]] qmp",
             ));
         }
         let clone = match access {

@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use protocol::{ErrorCode, WireError};
 
-use super::attach::TooShort;
+use super::shown::TooShort;
 use crate::catalog::CatalogError;
 use crate::drivers::{DriverError, Kind};
 use crate::vmm::libvirt::LibvirtError;
@@ -16,6 +16,11 @@ use crate::vmm::plug::PlugError;
 pub(super) fn of_driver(vm: &str, doing: &str, error: &DriverError) -> WireError {
     tracing::error!(vm, "{doing}: {}", chain(error));
     let (code, text, hint) = match error.kind {
+        _ if is_too_short(error) => (
+            ErrorCode::StorageFailed,
+            "the snapshot is damaged: what the host's storage has of it is shorter than the disk was",
+            "use another one (hostsnap list); the host's log says which file it is: journalctl -u hostsnapd",
+        ),
         Kind::NoSpace => (
             ErrorCode::NoSpace,
             "the host's storage has no room",
@@ -45,14 +50,7 @@ const RECONCILE: &str = "the host's administrator runs hostsnapd reconcile";
 /// As [`of_driver`], for what is plugged into a machine or taken out of it.
 pub(super) fn of_attaching(vm: &str, doing: &str, error: &DriverError) -> WireError {
     let plug = error.source.as_ref().and_then(|source| source.downcast_ref::<PlugError>());
-    let too_short = error.source.as_ref().and_then(|source| source.downcast_ref::<TooShort>());
     let (code, text, hint) = match plug {
-        _ if too_short.is_some() => (
-            ErrorCode::StorageFailed,
-            "the snapshot is damaged: what the host's storage has of it is shorter than the disk was"
-                .to_owned(),
-            "use another one (hostsnap list); the host's log says which file it is: journalctl -u hostsnapd",
-        ),
         Some(PlugError::NoPort(_)) => (
             ErrorCode::Unsupported,
             format!("no port of {vm} is free for another disk"),
@@ -66,10 +64,24 @@ pub(super) fn of_attaching(vm: &str, doing: &str, error: &DriverError) -> WireEr
             format!("{vm} has not released {name} within {} s", limit.as_secs()),
             "unmount what is mounted from it and try again; it ends at the latest when the machine is reset",
         ),
+        Some(PlugError::Moving) => (
+            ErrorCode::Busy,
+            format!("{vm} is being moved to another host, saved or restored"),
+            "try again when it runs; a machine that is to be moved or saved gives back first what is attached",
+        ),
+        Some(PlugError::Unsupported(why)) => (
+            ErrorCode::Unsupported,
+            format!("{vm} can't take it: {why}"),
+            "read it on the host (hostsnapd export), or give the machine a [[vm]] with a qmp of its own",
+        ),
         _ => return of_driver(vm, doing, error),
     };
     tracing::warn!(vm, "{doing}: {}", chain(error));
     WireError::new(code, format!("{doing}: {text}")).hint(hint)
+}
+
+fn is_too_short(error: &DriverError) -> bool {
+    error.source.as_ref().is_some_and(|source| source.is::<TooShort>())
 }
 
 /// What kind of failure libvirt's is.

@@ -122,12 +122,14 @@ impl Service {
         let reading = self.exports.begin((id, disk.serial.clone()));
         let doing = format!("show the disk {} of the snapshot {id}", disk.serial);
         let (path, text) = (self.note(&note), serde_json::to_vec(&note).expect("no value that JSON lacks"));
-        let (stores, noted) = (self.stores(), note.clone());
+        let (stores, noted, size_bytes) = (self.stores(), note.clone(), disk.size_bytes);
         let show = move || {
             let written =
                 path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&path, text));
             written.map_err(|error| DriverError::io(format!("write {}", path.display()), error))?;
-            shown::expose(&stores, noted.owner(), &noted.disk).map(|(_, exposed)| exposed)
+            let (_, exposed) = shown::expose(&stores, noted.owner(), &noted.disk)?;
+            shown::refuse_what_is_too_short(&exposed, size_bytes)?;
+            Ok(exposed)
         };
         match self.workers.claimed(&claim, &doing, SHOW_LIMIT, show, drop).await {
             Ok(exposed) => Ok(Exported {

@@ -1,14 +1,15 @@
 //! The machines that libvirt has, looked at again and again: they start, stop, come and go while the service runs. Why
 //! it looks, and does not listen: docs/decisions/0019-libvirt.md.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use protocol::{ErrorCode, WireError};
+use protocol::{ErrorCode, VmUuid, WireError};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::{Service, errors};
-use crate::config::Config;
+use crate::config::{Config, Vm};
 use crate::discover::{self, LeftOut, Machines};
 use crate::drivers::DriverError;
 use crate::world::{StoreError, World};
@@ -21,7 +22,11 @@ const GAP: Duration = Duration::from_millis(250);
 
 /// How it was when it was last looked.
 #[derive(Default)]
-pub(super) struct Looks(Mutex<Last>);
+pub(super) struct Looks {
+    last: Mutex<Last>,
+    /// Machines that are new here, or not as they were, of which nobody has asked yet what is attached to them.
+    arrived: std::sync::Mutex<BTreeSet<VmUuid>>,
+}
 
 #[derive(Default)]
 struct Last {
@@ -34,7 +39,7 @@ struct Last {
 impl Service {
     /// Takes over a configuration of the file, with the machines that are known until libvirt is asked again.
     pub async fn take_over(&self, mut config: Config) -> Result<(), StoreError> {
-        let mut last = self.looks.0.lock().await;
+        let mut last = self.looks.last.lock().await;
         let before = self.world();
         if config.discovered_by_libvirt().is_some() {
             let known = before.config.vms.iter().filter(|vm| vm.is_discovered);
@@ -46,6 +51,7 @@ impl Service {
                 vm
             }));
         }
+        self.note_arrived(&before.config, &config);
         self.replace_world(World::new(config, Some(&before))?);
         last.began = None;
         Ok(())
@@ -53,7 +59,7 @@ impl Service {
 
     /// Looks which machines libvirt has, unless somebody began to do so after `since`.
     pub async fn look_at_machines(&self, since: Instant) -> Result<(), WireError> {
-        let mut last = self.looks.0.lock().await;
+        let mut last = self.looks.last.lock().await;
         if last.began.is_some_and(|began| began >= since) {
             return Ok(());
         }
@@ -104,6 +110,7 @@ impl Service {
         }
         let config = Config { vms, ..before.config.clone() };
         let (old, new) = (discover::discovered(&before.config), discover::discovered(&config));
+        self.note_arrived(&before.config, &config);
         match World::new(config, Some(before)) {
             Ok(world) => {
                 let (came, went) = (new.difference(&old).count(), old.difference(&new).count());
@@ -111,6 +118,22 @@ impl Service {
                 self.replace_world(world);
             }
             Err(error) => tracing::error!("{}", errors::chain(&error)),
+        }
+    }
+
+    fn note_arrived(&self, before: &Config, now: &Config) {
+        let is_new = |vm: &&Vm| vm.monitor().is_some() && !before.vms.contains(vm);
+        let arrived = now.vms.iter().filter(is_new).map(|vm| vm.uuid);
+        self.looks.arrived.lock().expect("no holder of this lock panics").extend(arrived);
+    }
+
+    /// A machine that came from another host may have brought a snapshot with it, which is attached and not in this catalog.
+    pub async fn look_at_arrived(&self) {
+        let arrived = std::mem::take(&mut *self.looks.arrived.lock().expect("no holder of this lock panics"));
+        for uuid in arrived {
+            for problem in self.account_for(uuid).await.unwrap_or_default().problems {
+                tracing::warn!("attached disks: {problem}");
+            }
         }
     }
 }

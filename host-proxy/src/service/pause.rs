@@ -41,6 +41,10 @@ impl Service {
         match self.ask(&monitor, "ask the machine whether it runs", ASK_LIMIT, pause::state).await {
             Ok(RunState::Runs) => self.cut_paused(vm, monitor, operation).await,
             Ok(RunState::Paused) => self.cut_as_paused_by_others(&monitor, operation).await,
+            Ok(RunState::Moving) => {
+                operation.abandon().await;
+                Err(is_moving(vm))
+            }
             // Nobody says that it stands still, or is to.
             Ok(RunState::Other(_) | RunState::Gone) => {
                 let lease = operation.lease_left();
@@ -111,11 +115,38 @@ impl Service {
         Ok(cut.stood_still(is_still.then(|| by_others.to_owned())))
     }
 
+    /// Cuts a machine that is not to be paused, unless it is on its way between two hosts: then the other may be writing to
+    /// its disks, and this one see them as they were.
+    pub(super) async fn cut_where_it_is(
+        &self,
+        vm: &Vm,
+        monitor: &Monitor,
+        operation: Operation,
+    ) -> Result<CutOperation, WireError> {
+        // One that does not answer may be stopped, and one disk by itself is of one instant whatever it does.
+        let state = self.ask(monitor, "ask the machine whether it runs", ASK_LIMIT, pause::state).await;
+        if matches!(state, Ok(RunState::Moving)) {
+            operation.abandon().await;
+            return Err(is_moving(vm));
+        }
+        let lease = operation.lease_left();
+        operation.cut(lease).await
+    }
+
     /// Lets a machine go on; what it was then. `None` if it could not be asked.
     async fn end_pause(&self, pause: &Pause) -> Option<RunState> {
         for _ in 0..ATTEMPTS {
             match self.ask(&pause.monitor, "let the machine go on", ASK_LIMIT, pause::go_on).await {
-                Ok(was) => return Some(was),
+                Ok(was) => {
+                    if matches!(was, RunState::Gone | RunState::Moving) {
+                        tracing::warn!(
+                            vm = %pause.vm,
+                            "it was paused for a snapshot, and is not as it was; if it moved to another host meanwhile, it \
+                             may be paused there: virsh resume"
+                        );
+                    }
+                    return Some(was);
+                }
                 Err(error) => tracing::error!(vm = %pause.vm, "let it go on: {}", errors::chain(&error)),
             }
         }
@@ -176,6 +207,11 @@ fn of_monitor(doing: String, error: MonitorError) -> DriverError {
         MonitorError::Libvirt(error) => errors::kind_of_libvirt(error),
     };
     DriverError { kind, doing, source: Some(Box::new(error)), undo_failed: None }
+}
+
+fn is_moving(vm: &Vm) -> WireError {
+    WireError::new(ErrorCode::Busy, format!("{} is being moved to or from another host, or saved", vm.name))
+        .hint("nothing was cut; try again when it runs, on the host that it is on then")
 }
 
 fn told(vm: &Vm, doing: &str, error: &DriverError) -> WireError {

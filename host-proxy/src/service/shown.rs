@@ -1,12 +1,22 @@
 //! A disk of a snapshot, made readable on this host, by whichever store has it: it may be in one that the configuration
 //! no longer gives to its disk.
 
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::sync::Arc;
 
 use protocol::DiskSerial;
 
-use crate::drivers::{DriverError, Exposed, Kind, Owner};
+use crate::drivers::{DriverError, Exposed, Format, Kind, Owner};
 use crate::world::Store;
+
+/// What was kept of a disk is less than the disk.
+#[derive(Debug, thiserror::Error)]
+#[error("it has {is_bytes} bytes, and the disk had {was_bytes}: the snapshot is damaged")]
+pub(super) struct TooShort {
+    is_bytes: u64,
+    was_bytes: u64,
+}
 
 pub(super) fn expose<'a>(
     stores: &'a [Arc<Store>],
@@ -35,4 +45,17 @@ pub(super) fn conceal(stores: &[Arc<Store>], owner: Owner, disk: &DiskSerial) ->
         }
     }
     Ok(())
+}
+
+/// Who reads it would take what is missing for a disk that was always as small.
+pub(super) fn refuse_what_is_too_short(exposed: &Exposed, was_bytes: u64) -> Result<(), DriverError> {
+    let Exposed::Path { path, format: Format::Raw } = exposed else { return Ok(()) };
+    let doing = || format!("measure {}", path.display());
+    let measured = File::open(path).and_then(|mut file| file.seek(SeekFrom::End(0)));
+    let is_bytes = measured.map_err(|error| DriverError::io(doing(), error))?;
+    if is_bytes >= was_bytes {
+        return Ok(());
+    }
+    let too_short = TooShort { is_bytes, was_bytes };
+    Err(DriverError { source: Some(Box::new(too_short)), ..DriverError::new(Kind::Failed, doing()) })
 }

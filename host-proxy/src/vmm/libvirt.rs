@@ -6,9 +6,13 @@
 //! |---|---|
 //! | this one | asking, and what kind of no came back |
 //! | [`xml`] | what a domain's XML says, pure |
+//! | `said` | what a domain's state says, pure |
 //! | [`plug`] | a disk plugged into a domain, and taken out |
+//! | `behind` | what is behind such a disk, by names that mean the same on no other host |
 
+mod behind;
 pub mod plug;
+mod said;
 pub mod xml;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +25,7 @@ use protocol::VmUuid;
 
 use super::pause::RunState;
 use crate::exec::{ExecError, Tool};
+use said::Said;
 
 /// How long libvirt may take for what is not slow.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -156,23 +161,44 @@ pub fn description(domain: &Domain) -> Result<xml::Described, LibvirtError> {
 
 /// Whether it runs.
 pub fn state(domain: &Domain) -> Result<RunState, LibvirtError> {
-    let said = of_domain(domain, &["domstate"], &[], LIMIT)?;
-    Ok(match said.trim() {
-        "running" | "idle" => RunState::Runs,
-        "paused" => RunState::Paused,
-        "shut off" => RunState::Gone,
-        other => RunState::Other(other.to_owned()),
-    })
+    said_of(domain).map(|said| said.state())
+}
+
+/// Lets it go on if it is paused; what it was. While it is being moved libvirt refuses until that ends.
+pub fn go_on(domain: &Domain) -> Result<RunState, LibvirtError> {
+    let said = said_of(domain)?;
+    if said.is_paused() {
+        of_domain(domain, &["resume"], &[], LIMIT)?;
+    }
+    Ok(said.state())
+}
+
+/// Whether its memory is kept in a file, with which it goes on at its next start.
+pub fn is_saved(domain: &Domain) -> Result<bool, LibvirtError> {
+    let said = of_domain(domain, &["dominfo"], &[], LIMIT)?;
+    let saved = said.lines().find_map(|line| line.strip_prefix("Managed save:"));
+    Ok(saved.is_some_and(|saved| saved.trim() == "yes"))
+}
+
+/// By one process: how it is, why, and what libvirt is doing to it.
+fn said_of(domain: &Domain) -> Result<Said, LibvirtError> {
+    let uuid = domain.uuid;
+    let both = format!("domstate {uuid} --reason; domjobinfo {uuid}");
+    match told(domain, virsh(&domain.uri, &[&both], LIMIT)) {
+        Ok(said) => Ok(Said(said)),
+        // The host that it comes from tells of its way (`src/qemu/qemu_driver.c`, `qemuDomainGetJobStats`).
+        Err(LibvirtError::Refused { source: ExecError::Failed { stderr, .. }, .. })
+            if stderr.contains("only on the source host") =>
+        {
+            Ok(Said("paused (migrating)".to_owned()))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Pauses it.
 pub fn suspend(domain: &Domain, limit: Duration) -> Result<(), LibvirtError> {
     of_domain(domain, &["suspend"], &[], limit).map(|_| ())
-}
-
-/// Lets it go on.
-pub fn resume(domain: &Domain) -> Result<(), LibvirtError> {
-    of_domain(domain, &["resume"], &[], LIMIT).map(|_| ())
 }
 
 /// Asks about one domain: `command… UUID arguments…`.
@@ -183,7 +209,12 @@ fn of_domain(
     limit: Duration,
 ) -> Result<String, LibvirtError> {
     let uuid = domain.uuid.to_string();
-    virsh(&domain.uri, &[command, &[uuid.as_str()], arguments].concat(), limit).map_err(|error| match error {
+    told(domain, virsh(&domain.uri, &[command, &[uuid.as_str()], arguments].concat(), limit))
+}
+
+/// What was said of a domain, which may be gone.
+fn told(domain: &Domain, said: Result<String, LibvirtError>) -> Result<String, LibvirtError> {
+    said.map_err(|error| match error {
         LibvirtError::Refused { source, .. } if is_of_no_domain(&source) => {
             LibvirtError::Gone(domain.clone())
         }

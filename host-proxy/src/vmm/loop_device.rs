@@ -80,12 +80,22 @@ pub(super) struct LoopDevice {
 impl LoopDevice {
     /// A file, read-only.
     pub(super) fn read_only(file: &File) -> io::Result<Self> {
+        Self::over(file, READ_ONLY)
+    }
+
+    /// A file that is open for writing.
+    pub(super) fn writable(file: &File) -> io::Result<Self> {
+        Self::over(file, 0)
+    }
+
+    fn over(file: &File, flags: u32) -> io::Result<Self> {
         let control = File::open("/dev/loop-control")?;
         for _ in 0..ATTEMPTS {
             // SAFETY: `control` is the loop driver's control device, whose call this is.
             let number = unsafe { ioctl::ioctl(&control, GetFree) }?;
             let path = PathBuf::from(format!("/dev/loop{number}"));
-            let open = File::open(&path)?;
+            // A device that is opened for reading is read-only, whatever its flags say.
+            let open = File::options().read(true).write(flags & READ_ONLY == 0).open(&path)?;
             let info = Info {
                 device: 0,
                 inode: 0,
@@ -95,7 +105,7 @@ impl LoopDevice {
                 number: 0,
                 encrypt_type: 0,
                 encrypt_key_size: 0,
-                flags: READ_ONLY | AUTOCLEAR,
+                flags: flags | AUTOCLEAR,
                 file_name: [0; 64],
                 crypt_name: [0; 64],
                 encrypt_key: [0; 32],
@@ -150,6 +160,20 @@ mod tests {
         file.read_exact_at(&mut unchanged, 0).unwrap();
         assert_eq!(unchanged, [7; 4096]);
         drop(other);
+        is_free(&path);
+
+        let device = LoopDevice::writable(&file).unwrap();
+        let other = File::options().write(true).open(device.path()).unwrap();
+        other.write_all_at(&[9; 4096], 0).unwrap();
+        other.sync_all().unwrap();
+        file.read_exact_at(&mut unchanged, 0).unwrap();
+        assert_eq!(unchanged, [9; 4096]);
+        let path = device.path().to_owned();
+        drop((device, other));
+        is_free(&path);
+    }
+
+    fn is_free(path: &Path) {
         let backing = Path::new("/sys/block").join(path.file_name().unwrap()).join("loop/backing_file");
         wait_until("the device is free", std::time::Duration::from_secs(10), || !backing.exists());
     }

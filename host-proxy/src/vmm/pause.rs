@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::libvirt;
 use super::monitor::{Monitor, MonitorError};
-use super::qmp::Qmp;
+use super::qmp::{Qmp, QmpError};
 
 /// How long a monitor may take to greet, and for a command that does nothing slow.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -18,7 +18,10 @@ pub enum RunState {
     Runs,
     /// It was paused, by whomever, and can be let go on.
     Paused,
-    /// Neither: it crashed, waits for room on the host, sleeps, is migrated.
+    /// It is on its way to or from another host, or a file: which QEMU has its disks may change at any moment, and it is
+    /// nobody else's to pause.
+    Moving,
+    /// None of these: it crashed, waits for room on the host, sleeps.
     Other(String),
     /// There is none: it was stopped.
     Gone,
@@ -50,31 +53,42 @@ pub fn stop(monitor: &Monitor, limit: Duration) -> Result<(), MonitorError> {
 pub fn go_on(monitor: &Monitor) -> Result<RunState, MonitorError> {
     or_gone(match monitor {
         Monitor::Qmp(path) => go_on_by_qmp(path).map_err(MonitorError::from),
-        Monitor::Libvirt(domain) => libvirt::state(domain)
-            .and_then(|state| match state {
-                RunState::Paused => libvirt::resume(domain).map(|()| state),
-                _ => Ok(state),
-            })
-            .map_err(MonitorError::from),
+        Monitor::Libvirt(domain) => libvirt::go_on(domain).map_err(MonitorError::from),
     })
 }
 
-fn go_on_by_qmp(path: &std::path::Path) -> Result<RunState, super::qmp::QmpError> {
+fn go_on_by_qmp(path: &std::path::Path) -> Result<RunState, QmpError> {
     let mut qmp = Qmp::connect(path, LIMIT)?;
     let state = of_qmp(&mut qmp)?;
-    if state == RunState::Paused {
+    // A migration may have begun since it was paused: one that ends while it is paused leaves it so on the other host.
+    if state == RunState::Paused || state == RunState::Moving && status(&mut qmp)? == "paused" {
         qmp.execute("cont", json!({}), LIMIT)?;
     }
     Ok(state)
 }
 
-fn of_qmp(qmp: &mut Qmp) -> Result<RunState, super::qmp::QmpError> {
-    let answer = qmp.execute("query-status", json!({}), LIMIT)?;
-    Ok(match answer["status"].as_str() {
-        Some("running") => RunState::Runs,
-        Some("paused") => RunState::Paused,
-        other => RunState::Other(other.unwrap_or("unknown").to_owned()),
+fn of_qmp(qmp: &mut Qmp) -> Result<RunState, QmpError> {
+    let status = status(qmp)?;
+    Ok(match status.as_str() {
+        "running" | "paused" if is_migrating(qmp)? => RunState::Moving,
+        "running" => RunState::Runs,
+        "paused" => RunState::Paused,
+        "inmigrate" | "postmigrate" | "finish-migrate" => RunState::Moving,
+        _ => RunState::Other(status),
     })
+}
+
+/// In QEMU's words (`qapi/run-state.json`, `RunState`).
+fn status(qmp: &mut Qmp) -> Result<String, QmpError> {
+    let answer = qmp.execute("query-status", json!({}), LIMIT)?;
+    Ok(answer["status"].as_str().unwrap_or("unknown").to_owned())
+}
+
+/// What has not begun, and what has ended, is no migration (QEMU `qapi/migration.json`, `MigrationStatus`).
+fn is_migrating(qmp: &mut Qmp) -> Result<bool, QmpError> {
+    let answer = qmp.execute("query-migrate", json!({}), LIMIT)?;
+    let status = answer["status"].as_str();
+    Ok(!matches!(status, None | Some("none" | "completed" | "failed" | "cancelled")))
 }
 
 fn or_gone(asked: Result<RunState, MonitorError>) -> Result<RunState, MonitorError> {

@@ -21,6 +21,8 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// How long QEMU may take to let go of a node whose device is gone.
 const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 const POLL_EVERY: Duration = Duration::from_millis(20);
+/// What QEMU says to whoever plugs something in or out meanwhile (`qdev_device_add_from_qdict`, `qdev_unplug`).
+const WHILE_MIGRATING: &str = "not allowed while migrating";
 /// What a SCSI disk of ours says that it is: `packaging/udev/10-hostsnap.rules` knows it by that, since udev can't read the
 /// page that its serial is in.
 pub(super) const SCSI_PRODUCT: &str = "hostsnap";
@@ -64,6 +66,9 @@ pub enum PlugError {
     /// Whoever runs the machine can't.
     #[error("{0}")]
     Unsupported(&'static str),
+    /// It is on its way to or from another host, or a file: nothing is plugged in or out meanwhile.
+    #[error("the machine is being moved or saved")]
+    Moving,
     /// No device could be made of its file.
     #[error("make a block device of its file")]
     Device(#[source] std::io::Error),
@@ -85,6 +90,7 @@ impl PlugError {
             Self::Qmp(error) => error.is_gone(),
             Self::Libvirt(error) => error.is_gone(),
             Self::Unsupported(_)
+            | Self::Moving
             | Self::Device(_)
             | Self::NoPort(_)
             | Self::NotReleased(..)
@@ -110,6 +116,9 @@ pub fn unplug(qmp: &mut Qmp, name: &AttachedName, limit: Duration) -> Result<(),
     let id = name.to_string();
     // Refused where there is no such device, and where its guest was asked before.
     match qmp.execute("device_del", json!({ "id": id }), LIMIT) {
+        Err(QmpError::Refused { description, .. }) if description.contains(WHILE_MIGRATING) => {
+            return Err(PlugError::Moving);
+        }
         Ok(_) | Err(QmpError::Refused { .. }) => {}
         Err(error) => return Err(error.into()),
     }
@@ -193,6 +202,9 @@ fn add_device(qmp: &mut Qmp, name: &AttachedName) -> Result<(), PlugError> {
     for port in port::all(qmp)? {
         match qmp.execute("device_add", device(&name, &port), LIMIT) {
             Ok(_) => return Ok(()),
+            Err(QmpError::Refused { description, .. }) if description.contains(WHILE_MIGRATING) => {
+                return Err(PlugError::Moving);
+            }
             Err(QmpError::Refused { description, .. }) => refusals.push(description),
             Err(error) => return Err(error.into()),
         }

@@ -43,6 +43,37 @@ fn a_qemu_that_does_not_answer_is_told_of_and_what_was_begun_is_undone_when_it_d
     machine.attach(Access::Writable).unwrap();
 }
 
+/// It was told that no port is free.
+#[test]
+fn a_qemu_that_migrates_neither_takes_a_disk_nor_gives_one_up_and_says_so() {
+    let machine = Machine::new(&SCSI, "");
+    let slow = || {
+        machine.monitor.ask("migrate-set-parameters", json!({ "max-bandwidth": 1000 }));
+        machine.monitor.ask("migrate", json!({ "uri": "exec:cat > /dev/null" }));
+    };
+    let cancel = || {
+        machine.monitor.ask("migrate_cancel", json!({}));
+        wait_until("it stays here", LIMIT, || {
+            machine.monitor.ask("query-migrate", json!({}))["status"] == "cancelled"
+        });
+    };
+    slow();
+    let error = machine.attach(Access::Writable).unwrap_err();
+    assert_eq!(error.code, ErrorCode::Busy, "{error}");
+    assert!(error.message.as_str().contains("db1 is being moved"), "{error}");
+    cancel();
+    machine.nothing_is_left("it was not attached");
+    let attached = machine.attach(Access::Writable).unwrap();
+    slow();
+    let error = machine.detach().unwrap_err();
+    assert!(error.message.as_str().contains("db1 is being moved"), "{error}");
+    cancel();
+    // It is known still, and taken out as soon as anybody asks.
+    assert_eq!(attached.len(), 1);
+    wait_until("it is taken out", LIMIT, || machine.detach().is_ok());
+    machine.nothing_is_left("it was detached");
+}
+
 #[test]
 fn with_its_qemu_an_attachment_is_over_and_its_snapshot_can_be_deleted() {
     let mut machine = Machine::new(&SCSI, "");

@@ -143,6 +143,35 @@ fn what_can_not_be_restored_is_refused_with_the_reason_and_nothing_is_touched() 
     is_refused(&stage, &seen, ErrorCode::Refused, "does not allow db1 to restore");
 }
 
+/// It was told that the disk has another size than the snapshot.
+#[test]
+fn a_damaged_snapshot_is_told_of_and_the_disk_is_not_touched() {
+    let stage = Stage::set();
+    let id = stage.take(&request(Consistency::Filesystem)).unwrap().id;
+    write(&stage, 8);
+    let kept = stage.kept(&id);
+    let whole = fs::read(&kept).unwrap();
+    let right = Restore { layout: Layout::Any, ..with_byte(wanted(id), 8) };
+    for (left, words) in
+        [(Some(whole.len() - 512), "is damaged"), (Some(0), "is damaged"), (None, "does not have it")]
+    {
+        match left {
+            Some(left) => fs::write(&kept, &whole[..left]).unwrap(),
+            None => fs::remove_file(&kept).unwrap(),
+        }
+        is_refused(&stage, &right, ErrorCode::StorageFailed, words);
+        is_refused(&stage, &Restore { dry_run: true, ..right.clone() }, ErrorCode::StorageFailed, words);
+        let by_admin = stage.admin(&["restore", "db1", &id.to_string(), "--changed-layout", "--json"]);
+        assert_eq!(by_admin.code, 8, "{}", by_admin.err);
+        let exported = stage.admin(&["export", &id.to_string(), "--json"]);
+        assert_eq!(exported.code, 8, "{}", exported.err);
+        assert_eq!((byte(&stage), stage.listed().len()), (8, 1), "nothing was kept for nothing");
+    }
+    fs::write(&kept, &whole).unwrap();
+    ask(&stage, &right).unwrap();
+    assert_eq!(byte(&stage), 7);
+}
+
 #[test]
 fn without_room_for_what_the_disk_holds_now_nothing_is_restored() {
     let stage = Stage::set();

@@ -198,6 +198,11 @@ impl Stage {
         read.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
 
+    /// What the storage has of the disk in a snapshot.
+    pub(crate) fn kept(&self, id: &SnapshotId) -> PathBuf {
+        self.store.path().join(".hostsnap").join(UUID).join(id.to_string()).join("data.img")
+    }
+
     pub(crate) fn uuid(&self) -> &'static str {
         UUID
     }

@@ -22,9 +22,16 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub(crate) struct Guest(UnixStream);
 
 impl Guest {
-    /// A conversation at this socket, in which nothing was said.
+    /// A conversation at this socket, in which nothing was said. A service that was just started listens in a moment.
     pub(crate) fn connect(socket: &Path) -> Self {
-        let stream = UnixStream::connect(socket).unwrap();
+        let mut connected = UnixStream::connect(socket);
+        harness::wait::wait_until("the service listens", LIMIT, || {
+            if connected.is_err() {
+                connected = UnixStream::connect(socket);
+            }
+            connected.is_ok()
+        });
+        let stream = connected.expect("it was waited for");
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         Self(stream)
     }

@@ -1,7 +1,9 @@
 //! A libvirtd with domains that no guest runs in, a store in which they have their disks, and the service.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 
 use harness::libvirt::Libvirtd;
 use harness::loopfs::{Kind, LoopFs};
@@ -11,6 +13,7 @@ use serde_json::Value;
 
 use super::served::Folder;
 use super::stage::LIMIT;
+use super::tracer::{Before, Fault, Traced};
 
 pub(crate) const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
 pub(crate) const IMAGE_BYTES: u64 = 1 << 20;
@@ -19,24 +22,34 @@ pub(crate) struct Domains {
     service: Option<Process>,
     pub(crate) libvirtd: Libvirtd,
     pub(crate) folder: Folder,
-    store: LoopFs,
+    store: Arc<LoopFs>,
 }
 
 impl Domains {
     /// A service that finds its machines in libvirt, with these lines more in its configuration.
     pub(crate) fn new(more: &str) -> Self {
-        let folder = Folder::new("hsd-");
         let store = LoopFs::in_memory(Kind::Xfs, 320);
         // libvirt's QEMU goes through it.
         harness::loopfs::run(
             Command::new("chmod").arg("755").args([store.path().parent().unwrap(), &store.path()]),
         );
-        let libvirtd = Libvirtd::start();
+        Self::on(1, Arc::new(store), "", more)
+    }
+
+    /// Another host that has the same disks; its service keeps its snapshots beside the first's.
+    pub(crate) fn beside(&self) -> Self {
+        fs::create_dir(self.store.path().join("there")).unwrap();
+        Self::on(2, Arc::clone(&self.store), "/there", "")
+    }
+
+    fn on(host: u8, store: Arc<LoopFs>, kept: &str, more: &str) -> Self {
+        let folder = Folder::new("hsd-");
+        let libvirtd = Libvirtd::start_on(host);
         let mut domains = Self { service: None, libvirtd, folder, store };
         let text = format!(
             "[service]\nlisten_vsock = false\ndiscover = \"libvirt\"\nstate_dir = \"{0}/state\"\n\
-             control_socket = \"{0}/control\"\n[libvirt]\nuri = \"{1}\"\n\
-             [[store]]\nname = \"files\"\ndriver = \"reflink\"\npath = \"{2}\"\nmin_free = \"1MiB\"\n{3}",
+             control_socket = \"{0}/control\"\n[libvirt]\nuri = \"{1}\"\nstore = \"files\"\n\
+             [[store]]\nname = \"files\"\ndriver = \"reflink\"\npath = \"{2}{kept}\"\nmin_free = \"1MiB\"\n{3}",
             domains.folder.path().display(),
             domains.libvirtd.uri(),
             domains.store.path().display(),
@@ -55,6 +68,24 @@ impl Domains {
             self.service.as_mut().unwrap().must_live();
             self.folder.admin(&["vms"]).status.success()
         });
+    }
+
+    /// The service anew, and what happens until it is killed before the first call that has all of this in its name.
+    pub(crate) fn killed_before(
+        &mut self,
+        call: &'static [&'static str],
+        happens: impl FnOnce(&Self, &dyn Fn()),
+    ) {
+        self.kill_service();
+        let traced = Traced::start(self.folder.serve(), &self.folder.at("log"), None);
+        wait_until("hostsnapd is up", LIMIT, || {
+            assert!(!traced.has_ended(), "{}", self.folder.printed());
+            self.folder.admin(&["vms"]).status.success()
+        });
+        happens(self, &|| traced.arm(Before::Having(call), Fault::Kill(Box::new(|| ()))));
+        assert!(traced.disarm().0.is_some(), "{call:?} was never called");
+        drop(traced);
+        self.start();
     }
 
     pub(crate) fn kill_service(&mut self) {
@@ -100,6 +131,11 @@ impl Domains {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// Where the disks are.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.store.path()
+    }
+
     /// The machines, as `name: peer, disks`.
     pub(crate) fn machines(&self) -> Vec<String> {
         let vms = self.json(&["vms"]);
@@ -133,6 +169,22 @@ impl Domains {
         failing
             .map(|one| format!("{}: {}", one["what"].as_str().unwrap(), one["says"].as_str().unwrap()))
             .collect()
+    }
+
+    /// Starts a domain, and puts disks of nobody's into all ports that libvirt gave it to spare: in such a port a disk is
+    /// released only by a guest.
+    pub(crate) fn start_full(&self, domain: &str) {
+        self.libvirtd.must(&["start", domain]);
+        for letter in 'p'..='z' {
+            let (image, target) =
+                (self.folder.at(&format!("{domain}-filler-{letter}")), format!("vd{letter}"));
+            fs::write(&image, [0; 4096]).unwrap();
+            let attach = ["attach-disk", domain, &image.to_string_lossy(), &target, "--live"];
+            if !self.libvirtd.virsh(&attach).status.success() {
+                return;
+            }
+        }
+        panic!("{domain} takes any number");
     }
 
     pub(crate) fn state_of(&self, domain: &str) -> String {

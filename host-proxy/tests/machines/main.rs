@@ -7,16 +7,20 @@
 //! | `alone` | a snapshot without the guest: the machine stands still, and goes on whatever happens |
 //! | `domains` | a libvirtd with domains, and the service |
 //! | `libvirt` | its machines: found, followed, paused, and disks plugged into them |
+//! | `ceph` | one of them whose disk is an image of Ceph's |
+//! | `moving` | machines on their way from one host to another, or to a file |
 
 mod alone;
 #[allow(dead_code)]
 #[path = "../every_call/calls.rs"]
 mod calls;
+mod ceph;
 mod domains;
 #[allow(dead_code)]
 #[path = "../common/guest.rs"]
 mod guest;
 mod libvirt;
+mod moving;
 #[allow(dead_code)]
 #[path = "../common/served.rs"]
 mod served;

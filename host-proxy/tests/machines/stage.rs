@@ -96,7 +96,11 @@ impl Stage {
     }
 
     pub(crate) fn ask(&self, command: &str) {
-        self.monitor.ask(command, json!({}));
+        self.tell(command, json!({}));
+    }
+
+    pub(crate) fn tell(&self, command: &str, arguments: Value) {
+        self.monitor.ask(command, arguments);
     }
 
     /// Where the disks and their snapshots are.

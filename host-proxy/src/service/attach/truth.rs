@@ -108,17 +108,24 @@ impl Service {
         let world = self.world();
         machines.extend(world.config.vms.iter().map(|vm| vm.uuid));
         for uuid in machines {
-            let _turn = self.turns.of(uuid).await;
-            let ended = self.end_what_is_over(uuid, AGAIN_LIMIT).await?;
+            let ended = self.account_for(uuid).await?;
             report.detached.extend(ended.detached);
             report.problems.extend(ended.problems);
-            if let Some(vm) = world.vm(uuid)
-                && let Some(monitor) = vm.monitor()
-            {
-                self.account_for_strangers(vm, monitor, &mut report).await?;
-            }
         }
         self.sweep_clones(&mut report).await?;
+        Ok(report)
+    }
+
+    /// Compares all that one machine has with what is known of it.
+    pub(in crate::service) async fn account_for(&self, uuid: VmUuid) -> Result<Report, WireError> {
+        let _turn = self.turns.of(uuid).await;
+        let mut report = self.end_what_is_over(uuid, AGAIN_LIMIT).await?;
+        let world = self.world();
+        if let Some(vm) = world.vm(uuid)
+            && let Some(monitor) = vm.monitor()
+        {
+            self.account_for_strangers(vm, monitor, &mut report).await?;
+        }
         Ok(report)
     }
 

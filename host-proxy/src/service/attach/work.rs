@@ -3,7 +3,7 @@
 //! as need be.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,14 +25,6 @@ use crate::world::Store;
 pub(super) const CLONES: &str = "clones";
 /// How long `qemu-img` may take to make an empty image.
 const IMAGE_LIMIT: Duration = Duration::from_secs(20);
-
-/// What was kept of a disk is less than the disk.
-#[derive(Debug, thiserror::Error)]
-#[error("it has {is_bytes} bytes, and the disk had {was_bytes}: the snapshot is damaged")]
-pub(in crate::service) struct TooShort {
-    is_bytes: u64,
-    was_bytes: u64,
-}
 
 /// One attachment, to be made or undone.
 pub(super) struct Work {
@@ -60,12 +52,12 @@ impl Work {
 
     pub(super) fn make(&self) -> Result<(), DriverError> {
         let (store, exposed) = shown::expose(&self.stores, self.owner, &self.attached.attachment.disk)?;
+        shown::refuse_what_is_too_short(&exposed, self.attached.attachment.size_bytes)?;
         let base = match exposed {
             Exposed::Node(node) => Base::Node(node),
             Exposed::Path { path, format } => {
                 let file = File::open(&path)
                     .map_err(|error| DriverError::io(format!("open {}", path.display()), error))?;
-                self.refuse_what_is_too_short(&file, &path)?;
                 let layout = match format {
                     Format::Raw => "raw",
                     Format::Qcow2 => "qcow2",
@@ -82,18 +74,6 @@ impl Work {
         };
         let doing = || format!("plug {} into the machine", self.name());
         self.attached.monitor.plug(&self.name(), &content).map_err(|error| of_plug(doing(), error))
-    }
-
-    /// A guest would take what is missing for a disk that was always as small.
-    fn refuse_what_is_too_short(&self, mut file: &File, path: &Path) -> Result<(), DriverError> {
-        let doing = || format!("measure {}", path.display());
-        let is_bytes = file.seek(SeekFrom::End(0)).map_err(|error| DriverError::io(doing(), error))?;
-        let was_bytes = self.attached.attachment.size_bytes;
-        if is_bytes >= was_bytes {
-            return Ok(());
-        }
-        let too_short = TooShort { is_bytes, was_bytes };
-        Err(DriverError { source: Some(Box::new(too_short)), ..DriverError::new(Kind::Failed, doing()) })
     }
 
     /// Takes it out of its machine, which has so long to release it, and removes what it was made of.
@@ -129,7 +109,7 @@ pub(super) fn of_plug(doing: String, error: PlugError) -> DriverError {
         PlugError::NoPort(_) | PlugError::Unsupported(_) => Kind::Unsupported,
         PlugError::Device(_) => Kind::Failed,
         PlugError::Libvirt(error) => errors::kind_of_libvirt(error),
-        PlugError::NotReleased(..) | PlugError::NodeInUse(..) => Kind::Busy,
+        PlugError::NotReleased(..) | PlugError::NodeInUse(..) | PlugError::Moving => Kind::Busy,
         PlugError::Qmp(error) => Kind::from(error),
     };
     DriverError { kind, doing, source: Some(Box::new(error)), undo_failed: None }

@@ -10,7 +10,7 @@ use protocol::record::DiskRecord;
 use protocol::restore::{Layout, Restore as Wanted, RestoredDisk};
 use protocol::{DiskSerial, ErrorCode, SnapshotRecord, WireError};
 
-use super::super::{Service, errors};
+use super::super::{Service, errors, shown};
 use crate::catalog::Restoring as Row;
 use crate::config::{PeerId, Vm};
 use crate::drivers::{DriverError, Exposed, Kind, Owner, Volume, restore};
@@ -103,7 +103,9 @@ impl Service {
         let doing = format!("restore the disk {}", target.disk.serial);
         let (store, volume) = (Arc::clone(&target.store), target.volume.clone());
         let owner = Owner { vm: record.vm_uuid, snapshot: record.id };
-        let proved = self.workers.bounded(&doing, CHECK_LIMIT, move || marks(&store, owner, &volume), drop);
+        let size_bytes = target.disk.size_bytes;
+        let prove = move || marks(&store, owner, &volume, size_bytes);
+        let proved = self.workers.bounded(&doing, CHECK_LIMIT, prove, drop);
         proved.await.map_err(|error| match error.kind {
             Kind::Unsupported => {
                 let driver = &target.disk.driver;
@@ -121,13 +123,22 @@ impl Service {
     async fn refuse_if_it_runs(&self, vm: &Vm) -> Result<(), WireError> {
         let (monitor, peer) = (vm.monitor(), vm.peer.clone());
         let doing = format!("see whether {} runs", vm.name);
-        let look = move || Ok(runs(monitor.as_ref(), &peer));
-        let runs = self.workers.bounded(&doing, LOOK_LIMIT, look, drop).await;
-        match runs {
-            Ok(false) => Ok(()),
-            Ok(true) => Err(WireError::new(ErrorCode::Busy, format!("{} is running", vm.name)).hint(
+        let look = move || {
+            let runs = runs(monitor.as_ref(), &peer);
+            Ok((runs, !runs && is_saved(monitor.as_ref())))
+        };
+        let looked = self.workers.bounded(&doing, LOOK_LIMIT, look, drop).await;
+        match looked {
+            Ok((false, false)) => Ok(()),
+            Ok((true, _)) => Err(WireError::new(ErrorCode::Busy, format!("{} is running", vm.name)).hint(
                 "stop it first; or go back from inside, where the disk is no root disk: hostsnap restore",
             )),
+            // Its guest would go on with what it knows of the disk as it is now, and destroy it.
+            Ok((false, true)) => Err(WireError::new(
+                ErrorCode::Busy,
+                format!("{} is saved, and would go on at its next start with the disk as it is now", vm.name),
+            )
+            .hint("start it and shut it down; or give its memory up: virsh managedsave-remove")),
             Err(error) => Err(errors::of_driver(vm.name.as_str(), &doing, &error)),
         }
     }
@@ -143,21 +154,43 @@ fn runs(monitor: Option<&Monitor>, peer: &PeerId) -> bool {
     has_socket || monitor.is_some_and(|monitor| !is_gone(monitor))
 }
 
-fn marks(store: &Store, owner: Owner, volume: &Volume) -> Result<Marks, DriverError> {
+/// Whether libvirt keeps its memory for its next start. A libvirt that can't say has been taken for a machine that runs.
+fn is_saved(monitor: Option<&Monitor>) -> bool {
+    match monitor {
+        Some(Monitor::Libvirt(domain)) => crate::vmm::libvirt::is_saved(domain).unwrap_or(false),
+        Some(Monitor::Qmp(_)) | None => false,
+    }
+}
+
+fn marks(store: &Store, owner: Owner, volume: &Volume, size_bytes: u64) -> Result<Marks, DriverError> {
     let doing = || format!("ask the driver {} to restore {}", store.driver.name(), volume.source);
     let able = store.driver.restore().ok_or_else(|| DriverError::new(Kind::Unsupported, doing()))?;
-    able.can_restore(owner, volume)?;
     let now = fingerprint::of_head(&store.driver.read_head(volume, fingerprint::HEAD_BYTES)?);
-    let Some(show) = store.driver.expose() else { return Ok(Marks { now, then: None }) };
-    let then = match show.expose(owner, &volume.serial)? {
-        Exposed::Node(_) => None,
-        Exposed::Path { path, format } => {
-            let snapshot = Volume { source: crate::drivers::Source::Path(path), format, ..volume.clone() };
-            Some(fingerprint::of_head(&store.driver.read_head(&snapshot, fingerprint::HEAD_BYTES)?))
+    let then = match store.driver.expose() {
+        None => None,
+        Some(show) => {
+            let exposed = show.expose(owner, &volume.serial)?;
+            let then = mark_of(store, volume, &exposed, size_bytes);
+            show.conceal(owner, &volume.serial)?;
+            then?
         }
     };
-    show.conceal(owner, &volume.serial)?;
+    able.can_restore(owner, volume)?;
     Ok(Marks { now, then })
+}
+
+/// What stands on the snapshot; a damaged one is told before its size is compared with the volume's.
+fn mark_of(
+    store: &Store,
+    volume: &Volume,
+    exposed: &Exposed,
+    size_bytes: u64,
+) -> Result<Option<Fingerprint>, DriverError> {
+    shown::refuse_what_is_too_short(exposed, size_bytes)?;
+    let Exposed::Path { path, format } = exposed else { return Ok(None) };
+    let source = crate::drivers::Source::Path(path.clone());
+    let snapshot = Volume { source, format: *format, ..volume.clone() };
+    Ok(Some(fingerprint::of_head(&store.driver.read_head(&snapshot, fingerprint::HEAD_BYTES)?)))
 }
 
 /// What the guest reads of the disk must be what the host reads of the volume, now.

@@ -1,21 +1,15 @@
 //! Plugging a snapshot's disk into a domain and taking it out, through libvirt, whose own account of the domain so
 //! stays true. A disk of ours is known by its alias (`ua-…`, which libvirt leaves to users) and by its serial.
-//!
-//! libvirt's QEMU is another user's process, and opens its files by their paths; a store's are root's alone. So it is
-//! given a block device, which libvirt hands over by itself: the snapshot's own, or a loop device over its file.
 
-use std::fs::{self, File};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileTypeExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use protocol::attach::AttachedName;
 
+use super::behind::{self, Behind};
 use super::xml::{self, Described, Disk};
-use super::{Domain, LibvirtError, description, of_domain, with_file};
-use crate::vmm::loop_device::LoopDevice;
-use crate::vmm::plug::{Base, Content, Found, PlugError, SCSI_PRODUCT};
+use super::{Domain, LibvirtError, description, of_domain, state, with_file};
+use crate::vmm::pause::RunState;
+use crate::vmm::plug::{Content, Found, PlugError, SCSI_PRODUCT};
 
 /// How long libvirt may take to plug one in: QEMU opens it meanwhile.
 const PLUG_LIMIT: Duration = Duration::from_secs(20);
@@ -32,17 +26,31 @@ enum Bus {
     Scsi,
 }
 
-/// Plugs a disk in. A failure leaves nothing behind.
+/// Plugs a disk in. A failure leaves nothing behind, unless libvirt no longer answers.
 pub(in crate::vmm) fn plug(domain: &Domain, name: &AttachedName, content: &Content) -> Result<(), PlugError> {
-    let Content::ReadOnly(Base::File(file, layout)) = content else {
-        return Err(PlugError::Unsupported("libvirt's QEMU takes a disk that is read-only and has a path"));
-    };
+    // libvirt would wait for its end, and do it then.
+    if state(domain)? == RunState::Moving {
+        return Err(PlugError::Moving);
+    }
     let described = description(domain)?;
-    // Kept until QEMU has opened it.
-    let (_device, path) = device_of(file)?;
+    // Kept until QEMU has opened what it is given.
+    let plugged = Behind::of(name, content, &described)
+        .and_then(|behind| plug_what_is(&behind, domain, name, &described));
+    if plugged.is_err() {
+        behind::forget(name);
+    }
+    plugged
+}
+
+fn plug_what_is(
+    behind: &Behind,
+    domain: &Domain,
+    name: &AttachedName,
+    described: &Described,
+) -> Result<(), PlugError> {
     let mut refusals = Vec::new();
-    for bus in buses(&described) {
-        let xml = disk(name, &path.to_string_lossy(), layout, &free_target(&described, bus), bus);
+    for bus in buses(described) {
+        let xml = disk(name, behind, &free_target(described, bus), bus);
         match with_file(domain, "attach-device", &xml, PLUG_LIMIT) {
             Ok(()) => return Ok(()),
             Err(LibvirtError::Refused { source, .. }) if is_full(&source.to_string()) => {
@@ -56,11 +64,22 @@ pub(in crate::vmm) fn plug(domain: &Domain, name: &AttachedName, content: &Conte
 
 /// Takes a disk out: asks its guest for it and waits. What is not there is out already.
 pub(in crate::vmm) fn unplug(domain: &Domain, name: &AttachedName, limit: Duration) -> Result<(), PlugError> {
+    let unplugged = unplug_it(domain, name, limit);
+    if unplugged.as_ref().err().is_none_or(PlugError::is_gone) {
+        behind::forget(name);
+    }
+    unplugged
+}
+
+fn unplug_it(domain: &Domain, name: &AttachedName, limit: Duration) -> Result<(), PlugError> {
     let deadline = Instant::now() + limit;
     let alias = alias(name);
     let mut asked = false;
     while description(domain)?.disks.iter().any(|disk| disk.alias.as_deref() == Some(&alias)) {
         if !asked {
+            if state(domain)? == RunState::Moving {
+                return Err(PlugError::Moving);
+            }
             // Refused where its guest was asked before, and has not answered.
             match of_domain(domain, &["detach-device-alias"], &[&alias, "--live"], LIMIT) {
                 Ok(_) | Err(LibvirtError::Refused { .. }) => asked = true,
@@ -103,17 +122,6 @@ fn is_full(refusal: &str) -> bool {
     FULL.iter().any(|words| refusal.contains(words))
 }
 
-fn device_of(file: &File) -> Result<(Option<LoopDevice>, PathBuf), PlugError> {
-    let is_device = file.metadata().map_err(PlugError::Device)?.file_type().is_block_device();
-    if is_device {
-        let path = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(PlugError::Device)?;
-        return Ok((None, path));
-    }
-    let device = LoopDevice::read_only(file).map_err(PlugError::Device)?;
-    let path = device.path().to_owned();
-    Ok((Some(device), path))
-}
-
 /// The first of `vda`, `vdb`, … `vdzz` that no disk of the domain has.
 fn free_target(described: &Described, bus: Bus) -> String {
     let prefix = match bus {
@@ -127,16 +135,15 @@ fn free_target(described: &Described, bus: Bus) -> String {
         .unwrap_or_else(|| format!("{prefix}aaa"))
 }
 
-fn disk(name: &AttachedName, path: &str, layout: &str, target: &str, bus: Bus) -> String {
-    let (serial, alias, path) = (xml::escaped(&name.to_string()), alias(name), xml::escaped(path));
+fn disk(name: &AttachedName, behind: &Behind, target: &str, bus: Bus) -> String {
+    let (serial, alias) = (xml::escaped(&name.to_string()), alias(name));
+    let (kind, elements) = (behind.kind(), behind.elements());
     let (bus, product) = match bus {
         Bus::Virtio => ("virtio", String::new()),
         Bus::Scsi => ("scsi", format!("<product>{SCSI_PRODUCT}</product>")),
     };
     format!(
-        "<disk type='block' device='disk'>\
-         <driver name='qemu' type='{layout}' error_policy='report' rerror_policy='report'/>\
-         <source dev='{path}'/><target dev='{target}' bus='{bus}'/><readonly/>\
+        "<disk type='{kind}' device='disk'>{elements}<target dev='{target}' bus='{bus}'/>\
          <serial>{serial}</serial>{product}<alias name='{alias}'/></disk>"
     )
 }
@@ -144,6 +151,7 @@ fn disk(name: &AttachedName, path: &str, layout: &str, target: &str, bus: Bus) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vmm::plug::Base;
 
     #[test]
     fn a_disk_that_we_plug_in_is_known_again_and_takes_a_free_name() {
@@ -159,12 +167,19 @@ mod tests {
         let target = free_target(&domain(others), Bus::Virtio);
         assert_eq!(target, "vdb");
         assert_eq!(free_target(&domain(others), Bus::Scsi), "sda");
-        let ours = disk(&name, "/dev/loop'1", "raw", &target, Bus::Virtio);
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &[0; 4096]).unwrap();
+        let base = || Base::File(file.try_clone().unwrap(), "raw");
+        let behind = Behind::of(&name, &Content::ReadOnly(base()), &domain("")).unwrap();
+        let ours = disk(&name, &behind, &target, Bus::Virtio);
         let described = domain(&format!("{others}{ours}"));
         let disk = &described.disks[2];
         assert_eq!(disk.alias.as_deref(), Some("ua-hs-bf77abd9d60d54_0"));
         assert_eq!(disk.serial.as_deref(), Some("hs-bf77abd9d60d54.0"));
-        assert_eq!(disk.source, xml::Source::Path("/dev/loop'1".to_owned()));
-        assert!(disk.is_read_only);
+        let device = "/dev/hostsnap/hs-bf77abd9d60d54.0";
+        assert_eq!(disk.source, xml::Source::Path(device.to_owned()));
+        assert!(disk.is_read_only && std::fs::read(device).unwrap() == [0; 4096]);
+        behind::forget(&name);
+        assert!(!std::path::Path::new(device).exists());
     }
 }

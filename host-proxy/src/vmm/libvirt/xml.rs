@@ -45,6 +45,8 @@ pub struct Disk {
     pub is_read_only: bool,
     /// Whether other machines may have it too.
     pub is_shared: bool,
+    /// How its QEMU reaches the network storage that it is on: the elements of its XML that say so, as they are.
+    pub reach: String,
 }
 
 /// What is behind a disk.
@@ -116,7 +118,28 @@ fn disk(disk: Node<'_, '_>) -> Option<Disk> {
         layout: driver.unwrap_or("raw").to_owned(),
         is_read_only: child(disk, "readonly").is_some(),
         is_shared: child(disk, "shareable").is_some(),
+        reach: reach(disk),
     })
+}
+
+/// Where the monitors are, as whom to come (in `<source>`, or in the disk as older definitions have it), by which file of
+/// Ceph's. A secret is named, not told.
+fn reach(disk: Node<'_, '_>) -> String {
+    let of = |node: Node<'_, '_>, names: &[&str]| -> String {
+        let known = node.children().filter(|one| names.contains(&one.tag_name().name()));
+        known.map(written).collect()
+    };
+    let source = child(disk, "source");
+    source.map(|source| of(source, &["host", "auth", "config"])).unwrap_or_default() + &of(disk, &["auth"])
+}
+
+/// An element without texts, as it was.
+fn written(node: Node<'_, '_>) -> String {
+    let name = node.tag_name().name();
+    let attributes: String =
+        node.attributes().map(|one| format!(" {}='{}'", one.name(), escaped(one.value()))).collect();
+    let inner: String = node.children().filter(Node::is_element).map(written).collect();
+    format!("<{name}{attributes}>{inner}</{name}>")
 }
 
 fn source(disk: Node<'_, '_>) -> Source {

@@ -56,6 +56,21 @@ fn what_is_behind_a_disk_is_what_its_type_says() {
 }
 
 #[test]
+fn how_a_disk_is_reached_is_kept_as_it_is_written() {
+    let disk = "<disk type='network' device='disk'><auth username='a&amp;b'><secret type='ceph' uuid='u'/></auth>\
+                <source protocol='rbd' name='vms/db1'><host name='10.0.0.1' port='3300'/><host name='[::1]'/>\
+                <snapshot name='x'/><config file='/etc/ceph/it&apos;s'/></source><target dev='vda'/></disk>";
+    let reach = &domain(disk).disks[0].reach;
+    assert_eq!(
+        reach,
+        "<host name='10.0.0.1' port='3300'></host><host name='[::1]'></host><config file='/etc/ceph/it&apos;s'></config>\
+         <auth username='a&amp;b'><secret type='ceph' uuid='u'></secret></auth>"
+    );
+    let plain = "<disk type='file'><source file='/a' index='1'/><target dev='vda'/></disk>";
+    assert_eq!(domain(plain).disks[0].reach, "");
+}
+
+#[test]
 fn a_cd_is_no_disk_and_what_is_said_of_a_disk_is_heard() {
     let domain = domain(
         "<disk type='file' device='cdrom'><target dev='sda'/></disk>\

@@ -1,0 +1,86 @@
+//! A domain whose disk is an image of Ceph's: libvirt reaches its snapshot as it reaches the image, by a secret of its own.
+
+use std::fs;
+use std::process::Command;
+
+use harness::ceph::{Ceph, POOL, USER};
+use harness::loopfs::run;
+use harness::wait::wait_until;
+use protocol::attach::Access;
+use protocol::{Consistency, SnapshotId};
+
+use super::domains::{Domains, IMAGE_BYTES, UUID};
+use super::guest::request_for;
+use super::stage::LIMIT;
+
+const IMAGE: &str = "db1-data";
+const SECRET: &str = "7f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f0c";
+
+/// What QEMU, another user, reads of the cluster: where it is, and nothing of ours.
+fn conf_for_all(ceph: &Ceph, host: &Domains) -> String {
+    let theirs = fs::read_to_string(ceph.conf()).unwrap();
+    let wanted = ["[global]", "fsid", "mon_host", "ms_bind_msgr1"];
+    let lines = theirs.lines().filter(|line| wanted.iter().any(|word| line.starts_with(word)));
+    let path = host.libvirtd.folder().join("ceph.conf");
+    fs::write(&path, lines.collect::<Vec<_>>().join("\n") + "\n").unwrap();
+    path.display().to_string()
+}
+
+fn keep_the_secret(ceph: &Ceph, host: &Domains) {
+    let path = host.libvirtd.folder().join("secret.xml");
+    let text = format!(
+        "<secret ephemeral='no' private='yes'><uuid>{SECRET}</uuid><usage type='ceph'><name>{USER}</name></usage></secret>"
+    );
+    fs::write(&path, text).unwrap();
+    host.libvirtd.must(&["secret-define", &path.to_string_lossy()]);
+    let key = ceph.ceph(&["auth", "get-key", &format!("client.{USER}")]);
+    host.libvirtd.must(&["secret-set-value", SECRET, key.trim()]);
+}
+
+#[test]
+fn a_snapshot_in_ceph_is_attached_to_a_domain_by_the_way_that_the_domain_has_to_its_own_disk() {
+    let ceph = Ceph::start();
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("image");
+    fs::write(&image, vec![7; usize::try_from(IMAGE_BYTES).unwrap()]).unwrap();
+    ceph.rbd(&["import", "--no-progress", &image.to_string_lossy(), IMAGE]);
+    let host = Domains::new(&format!(
+        "[[store]]\nname = \"ceph\"\ndriver = \"rbd\"\npool = \"{POOL}\"\nuser = \"{USER}\"\nconf = \"{}\"\n\
+         min_free = \"1MiB\"\n\
+         [[vm]]\nname = \"db1\"\nuuid = \"{UUID}\"\nsocket = \"@FOLDER@/vsock\"\n\
+         [[vm.disk]]\nserial = \"data\"\nstore = \"ceph\"\nvolume = \"{IMAGE}\"\nformat = \"raw\"\n",
+        ceph.conf().display()
+    ));
+    keep_the_secret(&ceph, &host);
+    let more = format!(
+        "<controller type='scsi' model='virtio-scsi'/><disk type='network' device='disk'><driver name='qemu' type='raw'/>\
+         <auth username='{USER}'><secret type='ceph' uuid='{SECRET}'/></auth>\
+         <source protocol='rbd' name='{POOL}/{IMAGE}'><config file='{}'/></source>\
+         <target dev='vda' bus='virtio'/><serial>data</serial></disk>",
+        conf_for_all(&ceph, &host)
+    );
+    host.libvirtd.define(&host.xml("db1", UUID, &[], &more));
+    host.start_full("db1");
+    let request = request_for(&[("data", IMAGE_BYTES, 7)], Consistency::Filesystem);
+    let id = SnapshotId::derive(UUID.parse().unwrap(), request.request);
+    host.guest().take(&request).unwrap();
+    wait_until("the service knows that libvirt has it", LIMIT, || {
+        host.attach(id, Access::ReadOnly).is_ok_and(|attached| attached.len() == 1)
+    });
+    let xml = host.libvirtd.must(&["dumpxml", "db1"]);
+    assert!(xml.contains(&format!("<snapshot name='hostsnap.{id}'/>")), "{xml}");
+    assert_eq!(xml.matches(SECRET).count(), 2, "{xml}");
+    host.detach(id).unwrap();
+
+    // A clone of it: what is not written comes from the cluster.
+    let serial = host.attach(id, Access::Writable).unwrap().remove(0);
+    host.write_to(&serial, 9);
+    let clone = host.folder.at("state").join("clones").join(format!("{serial}.qcow2"));
+    let read = ["-r", "-U", "-f", "qcow2", "-c", "read -P 9 0 4k", "-c", "read -P 7 4k 60k"];
+    let said = run(Command::new("qemu-io").args(read).arg(&clone));
+    assert!(said.contains("read 61440") && !said.contains("verification failed"), "{said}");
+    host.detach(id).unwrap();
+    assert!(!clone.exists());
+    assert_eq!(host.attached(), [""; 0]);
+    host.libvirtd.must(&["destroy", "db1"]);
+}
