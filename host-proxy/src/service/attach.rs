@@ -28,6 +28,7 @@ use crate::config::Vm;
 use crate::drivers::Kind;
 use crate::policy::{self, Allowed, Asker, Attach, Detach};
 use crate::world::Store;
+pub(super) use truth::Unknown;
 use work::Work;
 
 /// How long the host may take to plug one disk in.

@@ -2,12 +2,14 @@
 //! it looks, and does not listen: docs/decisions/0019-libvirt.md.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::{ErrorCode, VmUuid, WireError};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::attach::Unknown;
 use super::{Service, errors};
 use crate::config::{Config, Vm};
 use crate::discover::{self, LeftOut, Machines};
@@ -128,10 +130,15 @@ impl Service {
     }
 
     /// A machine that came from another host may have brought a snapshot with it, which is attached and not in this catalog.
-    pub async fn look_at_arrived(&self) {
+    pub async fn look_at_arrived(self: &Arc<Self>) {
         let arrived = std::mem::take(&mut *self.looks.arrived.lock().expect("no holder of this lock panics"));
+        if arrived.is_empty() {
+            return;
+        }
+        // The snapshot was taken on the other host.
+        self.freshen().await;
         for uuid in arrived {
-            for problem in self.account_for(uuid).await.unwrap_or_default().problems {
+            for problem in self.account_for(uuid, Unknown::Left).await.unwrap_or_default().problems {
                 tracing::warn!("attached disks: {problem}");
             }
         }

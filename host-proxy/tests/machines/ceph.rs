@@ -38,18 +38,20 @@ fn keep_the_secret(ceph: &Ceph, host: &Domains) {
 }
 
 #[test]
-fn a_snapshot_in_ceph_is_attached_to_a_domain_by_the_way_that_the_domain_has_to_its_own_disk() {
+fn a_snapshot_in_ceph_is_attached_by_the_way_that_its_domain_has_to_its_own_disk_and_moves_with_it() {
     let ceph = Ceph::start();
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image");
     fs::write(&image, vec![7; usize::try_from(IMAGE_BYTES).unwrap()]).unwrap();
     ceph.rbd(&["import", "--no-progress", &image.to_string_lossy(), IMAGE]);
-    let host = Domains::new(&format!(
+    let pool = format!(
         "[[store]]\nname = \"ceph\"\ndriver = \"rbd\"\npool = \"{POOL}\"\nuser = \"{USER}\"\nconf = \"{}\"\n\
-         min_free = \"1MiB\"\n\
-         [[vm]]\nname = \"db1\"\nuuid = \"{UUID}\"\nsocket = \"@FOLDER@/vsock\"\n\
-         [[vm.disk]]\nserial = \"data\"\nstore = \"ceph\"\nvolume = \"{IMAGE}\"\nformat = \"raw\"\n",
+         min_free = \"1MiB\"\n",
         ceph.conf().display()
+    );
+    let host = Domains::new(&format!(
+        "{pool}[[vm]]\nname = \"db1\"\nuuid = \"{UUID}\"\nsocket = \"@FOLDER@/vsock\"\n\
+         [[vm.disk]]\nserial = \"data\"\nstore = \"ceph\"\nvolume = \"{IMAGE}\"\nformat = \"raw\"\n"
     ));
     keep_the_secret(&ceph, &host);
     let more = format!(
@@ -82,5 +84,22 @@ fn a_snapshot_in_ceph_is_attached_to_a_domain_by_the_way_that_the_domain_has_to_
     host.detach(id).unwrap();
     assert!(!clone.exists());
     assert_eq!(host.attached(), [""; 0]);
-    host.libvirtd.must(&["destroy", "db1"]);
+
+    // Read-only it moves with its machine: the other host reads the cluster too, and knows that the snapshot is in use.
+    let there = host.beside(&pool);
+    keep_the_secret(&ceph, &there);
+    host.attach(id, Access::ReadOnly).unwrap();
+    let moved = host.moves("db1", &there);
+    assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+    wait_until("it is over here", LIMIT, || host.attached().is_empty());
+    let delete = || there.folder.admin(&["delete", &id.to_string()]);
+    wait_until("the other host knows of it", LIMIT, || {
+        there.folder.printed().contains("is attached to it, and is entered")
+    });
+    let refused = delete();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(6) && said.contains("is attached to db1"), "{said}");
+    assert!(there.folder.admin(&["detach", &id.to_string()]).status.success());
+    assert!(delete().status.success());
+    assert_eq!(ceph.snapshots(IMAGE), Vec::<String>::new());
 }

@@ -36,10 +36,11 @@ impl Domains {
         Self::on(1, Arc::new(store), "", more)
     }
 
-    /// Another host that has the same disks; its service keeps its snapshots beside the first's.
-    pub(crate) fn beside(&self) -> Self {
+    /// Another host that has the same disks, with these lines more in its configuration; its service keeps its snapshots
+    /// beside the first's.
+    pub(crate) fn beside(&self, more: &str) -> Self {
         fs::create_dir(self.store.path().join("there")).unwrap();
-        Self::on(2, Arc::clone(&self.store), "/there", "")
+        Self::on(2, Arc::clone(&self.store), "/there", more)
     }
 
     fn on(host: u8, store: Arc<LoopFs>, kept: &str, more: &str) -> Self {

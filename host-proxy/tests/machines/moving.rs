@@ -34,7 +34,7 @@ impl Domains {
         self.libvirtd.define(&xml.replace("</domain>", &arguments));
     }
 
-    fn moves(&self, name: &str, to: &Self) -> Output {
+    pub(crate) fn moves(&self, name: &str, to: &Self) -> Output {
         let way = to.libvirtd.folder().join("way");
         let _ = std::fs::create_dir(&way);
         // The other host's QEMU makes a socket there.
@@ -74,7 +74,7 @@ fn a_machine_that_moves_is_cut_by_neither_host_meanwhile_and_afterwards_by_the_o
          [[vm.disk]]\nserial = \"log\"\nstore = \"files\"\npath = \"@STORE@/db1-vdb.img\"\nformat = \"raw\"\n"
     );
     let here = Domains::new(&entry);
-    let there = here.beside();
+    let there = here.beside("");
     here.define_heavy("db1", &[("vda", "data"), ("vdb", "log")]);
     here.start_full("db1");
     let request = request_for(&[("data", IMAGE_BYTES, 7)], Consistency::Filesystem);

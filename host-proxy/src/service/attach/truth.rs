@@ -25,6 +25,15 @@ const LOOK_LIMIT: Duration = Duration::from_secs(20);
 /// How long a guest that had not released a disk has for it when it is asked again.
 const AGAIN_LIMIT: Duration = Duration::from_secs(3);
 
+/// What becomes of a disk of ours whose snapshot is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::service) enum Unknown {
+    /// Nobody needs it.
+    TakenOut,
+    /// Its guest may be using it, and another host know it.
+    Left,
+}
+
 impl Service {
     /// Takes out of the catalog what is no longer attached to a machine, and out of the machine what
     /// should not be. Whoever calls it has the machine's turn.
@@ -108,7 +117,7 @@ impl Service {
         let world = self.world();
         machines.extend(world.config.vms.iter().map(|vm| vm.uuid));
         for uuid in machines {
-            let ended = self.account_for(uuid).await?;
+            let ended = self.account_for(uuid, Unknown::TakenOut).await?;
             report.detached.extend(ended.detached);
             report.problems.extend(ended.problems);
         }
@@ -117,23 +126,28 @@ impl Service {
     }
 
     /// Compares all that one machine has with what is known of it.
-    pub(in crate::service) async fn account_for(&self, uuid: VmUuid) -> Result<Report, WireError> {
+    pub(in crate::service) async fn account_for(
+        &self,
+        uuid: VmUuid,
+        unknown: Unknown,
+    ) -> Result<Report, WireError> {
         let _turn = self.turns.of(uuid).await;
         let mut report = self.end_what_is_over(uuid, AGAIN_LIMIT).await?;
         let world = self.world();
         if let Some(vm) = world.vm(uuid)
             && let Some(monitor) = vm.monitor()
         {
-            self.account_for_strangers(vm, monitor, &mut report).await?;
+            self.account_for_strangers(vm, monitor, unknown, &mut report).await?;
         }
         Ok(report)
     }
 
-    /// What is in a machine and not in the catalog: entered if its snapshot is there, else taken out.
+    /// What is in a machine and not in the catalog: entered if its snapshot is there.
     async fn account_for_strangers(
         &self,
         vm: &Vm,
         monitor: Monitor,
+        unknown: Unknown,
         report: &mut Report,
     ) -> Result<(), WireError> {
         let found = match self.look(monitor.clone()).await {
@@ -160,8 +174,13 @@ impl Service {
             let entered = snapshot.and_then(|record| self.entry_of(vm, &monitor, record, &stranger));
             match entered {
                 Some(attached) if stranger.is_whole => {
+                    tracing::info!(vm = %vm.name, "{} is attached to it, and is entered in the catalog", stranger.name);
                     self.catalog(move |catalog| catalog.enter_attached(&attached)).await?;
                 }
+                _ if unknown == Unknown::Left => report.problems.push(format!(
+                    "{} is attached to {}, and no snapshot of it is known here; hostsnapd reconcile takes it out",
+                    stranger.name, vm.name
+                )),
                 _ => self.evict(stranger.name, monitor.clone(), report).await,
             }
         }
