@@ -195,7 +195,7 @@ fn launch(folder: &Path) -> Process {
     if fs::read_to_string(folder.join("hostname")).is_ok_and(|name| name != host_name(1)) {
         script += "mkdir -p /dev/hostsnap && mount -t tmpfs none /dev/hostsnap && ";
     }
-    script += &format!("cat {}/hostname > /proc/sys/kernel/hostname && ", folder.display());
+    script += &format!("hostname -F {}/hostname && ", folder.display());
     script +=
         &format!("exec libvirtd --config {0}/libvirtd.conf --pid-file {0}/libvirtd.pid", folder.display());
     // What is mounted later, on this machine, is mounted there too.

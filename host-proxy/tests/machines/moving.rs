@@ -84,6 +84,8 @@ fn a_machine_that_moves_is_cut_by_neither_host_meanwhile_and_afterwards_by_the_o
     // A snapshot in it is this host's: by its name nobody takes another host's device for it.
     wait_until("the service knows that libvirt has it", LIMIT, || here.attach(id, Access::ReadOnly).is_ok());
     let serial = here.attached().remove(0);
+    here.one_that_was_saved_with_it_does_not_start_with_another_device(&serial);
+    here.attach(id, Access::ReadOnly).unwrap();
     let refused = here.moves("db1", &there);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains(&format!("/dev/hostsnap/{serial}")), "{said}");
@@ -116,6 +118,16 @@ fn a_machine_that_moves_is_cut_by_neither_host_meanwhile_and_afterwards_by_the_o
 }
 
 impl Domains {
+    fn one_that_was_saved_with_it_does_not_start_with_another_device(&self, serial: &str) {
+        self.libvirtd.must(&["managedsave", "db1"]);
+        wait_until("it is over with its machine", LIMIT, || self.attached().is_empty());
+        let refused = self.libvirtd.virsh(&["start", "db1"]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && said.contains(&format!("/dev/hostsnap/{serial}")), "{said}");
+        self.libvirtd.must(&["managedsave-remove", "db1"]);
+        self.start_full("db1");
+    }
+
     /// It would go on with what it knows of the disk.
     fn one_that_is_saved_is_not_restored(&self, id: &str) {
         self.libvirtd.must(&["managedsave", "db1"]);
