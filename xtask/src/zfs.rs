@@ -36,12 +36,14 @@ const PROGRAMS: &[&str] = &["sbin/zfs", "sbin/zpool", "lib/udev/zvol_id", "lib/u
 const LIBRARIES: &[&str] = &["libzfs", "libnvpair.", "libuutil.", "libtirpc."];
 /// Changed with what is done below, so that it is made anew.
 const EDITION: u32 = 1;
-/// Run in the root. Without debugging information it takes half the time.
+/// Run in the root. Without debugging information it takes half the time. Where the headers come with a `vmlinux` it is for
+/// type information (BTF) alone, which wants one more program and is of no use here.
 const BUILD: &str = "\
 set -e
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin KCFLAGS=-g0
 ln -sf gcc /usr/bin/cc
 ln -sf gawk /usr/bin/awk
+rm -f /usr/src/linux-headers-$1/vmlinux
 cd /usr/src/zfs-*
 ./configure --disable-dependency-tracking --prefix=/usr --with-config=kernel \\
     --with-linux=\"$(echo /usr/src/linux-headers-*-common)\" --with-linux-obj=/usr/src/linux-headers-$1
