@@ -10,6 +10,7 @@
 //! | `manifests` | the volume that holds the manifests |
 //! | `store` | what of ours is in a pool; removing it |
 //! | `delta` | what changed between two snapshots |
+//! | `restore` | a volume given back the bytes of a snapshot |
 //! | `shell` | an lvm that waits for its next command |
 //! | `set` | one set of volumes: prepared, cut, sealed |
 
@@ -20,6 +21,7 @@ mod manifests;
 mod names;
 mod pool;
 mod report;
+mod restore;
 mod set;
 mod shell;
 mod store;
@@ -30,7 +32,7 @@ use std::time::{Duration, Instant};
 
 pub use pool::{NotAPool, PoolName, Watermarks};
 
-use manifests::Phase;
+use manifests::{Manifests, Phase};
 use pool::Pool;
 use report::{Lv, VolumeGroup};
 use set::{Cut, Part, Prepared, Set};
@@ -38,7 +40,7 @@ use shell::Shell;
 
 use super::{
     Changes, Deleted, Driver, DriverError, Expose, Exposed, Extent, Format, Found, Kind, Owner, Plan, Ready,
-    Recovered, Volume, VolumeFacts, VolumeSnapshot, image,
+    Recovered, Restore, Volume, VolumeFacts, VolumeSnapshot, image,
 };
 use crate::exec::Tool;
 
@@ -96,6 +98,22 @@ impl LvmThin {
             ))),
             _ => Err(unsupported(format!("{} is in another pool: {}", lv.name, lv.pool))),
         }
+    }
+
+    /// The volume that a whole snapshot has of a disk.
+    fn whole(
+        &self,
+        vg: &VolumeGroup,
+        manifests: Option<&Manifests>,
+        owner: Owner,
+        volume: &protocol::DiskSerial,
+    ) -> Result<Lv, DriverError> {
+        let held = store::one(&self.pool, vg, manifests, owner)?;
+        let lv = held.lvs.iter().find(|(_, ours)| ours.serial == *volume).filter(|_| held.is_whole());
+        lv.map(|(lv, _)| lv.clone()).ok_or_else(|| {
+            let doing = format!("find the disk {volume} of {}", owner.snapshot);
+            DriverError::new(Kind::NotFound, doing)
+        })
     }
 
     /// What is needed for the cut, and nothing of it done.
@@ -241,8 +259,12 @@ impl Driver for LvmThin {
         self.delta.as_ref().map(|_| self as &dyn Changes)
     }
 
+    fn restore(&self) -> Option<&dyn Restore> {
+        Some(self)
+    }
+
     fn limits(&self) -> &'static str {
-        "thin volumes of one pool; a snapshot shares what does not change; none is begun over the pool's watermarks; no restore: what is merged must not be open"
+        "thin volumes of one pool; a snapshot shares what does not change; none is begun over the pool's watermarks, no restore either"
     }
 }
 
@@ -255,14 +277,7 @@ impl Changes for LvmThin {
     ) -> Result<Vec<Extent>, DriverError> {
         let vg = self.pool.report()?;
         let manifests = store::open_manifests(&self.pool, &vg)?;
-        let find = |owner| -> Result<Lv, DriverError> {
-            let held = store::one(&self.pool, &vg, manifests.as_ref(), owner)?;
-            let lv = held.lvs.iter().find(|(_, ours)| ours.serial == *volume).filter(|_| held.is_whole());
-            lv.map(|(lv, _)| lv.clone()).ok_or_else(|| {
-                let doing = format!("find the disk {volume} of {}", owner.snapshot);
-                DriverError::new(Kind::NotFound, doing)
-            })
-        };
+        let find = |owner| self.whole(&vg, manifests.as_ref(), owner, volume);
         let (from, to) = (find(from)?, find(to)?);
         let delta = self.delta.as_ref().ok_or_else(|| {
             DriverError::new(
@@ -299,17 +314,8 @@ impl Expose for LvmThin {
     fn expose(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<Exposed, DriverError> {
         let vg = self.pool.report()?;
         let manifests = store::open_manifests(&self.pool, &vg)?;
-        let held = store::one(&self.pool, &vg, manifests.as_ref(), owner)?;
-        let lv = held.lvs.iter().find(|(_, ours)| ours.serial == *volume).filter(|_| held.is_whole());
-        match lv {
-            Some((lv, _)) => {
-                Ok(Exposed::Path { path: store::activated(&self.pool, lv)?, format: Format::Raw })
-            }
-            None => {
-                let doing = format!("show the disk {volume} of {}", owner.snapshot);
-                Err(DriverError::new(Kind::NotFound, doing))
-            }
-        }
+        let lv = self.whole(&vg, manifests.as_ref(), owner, volume)?;
+        Ok(Exposed::Path { path: store::activated(&self.pool, &lv)?, format: Format::Raw })
     }
 
     fn conceal(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<(), DriverError> {

@@ -4,6 +4,10 @@
 //! In place suits raw images only. QEMU caches the metadata of a qcow2 image (docs/interop/qcow2.rst, "cache") and would
 //! go on with that of the new one. Of a raw image it caches nothing but where data is known to be (`block/io.c`,
 //! `bdrv_co_block_status`), and of data that has become a hole it reads zeros all the same.
+//!
+//! Images are cloned or copied here; `differing` is for block devices.
+
+pub(super) mod differing;
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -25,8 +29,9 @@ pub trait Restore {
     fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError>;
 
     /// Gives the volume all bytes of the snapshot, which stays as it is, as all others do. After `Ok` that survives power
-    /// loss. One that was ended in the middle is finished by doing it again. `Busy`, and nothing is touched, where
-    /// `others` says that nobody may have the volume open and somebody has.
+    /// loss. One that was ended in the middle is finished by doing it again. `Busy`, where `others` says that nobody may have
+    /// the volume open and somebody has. Nothing was touched after `Busy`, `NoSpace`, `NotFound` and `Unsupported`: what fails
+    /// later is `Failed`.
     fn restore(
         &self,
         owner: Owner,
@@ -55,6 +60,30 @@ pub fn unfit(format: Format) -> Option<&'static str> {
     }
 }
 
+/// How many bytes there are.
+fn size(file: &File, volume: &Volume) -> Result<u64, DriverError> {
+    seek(file, SeekFrom::End(0)).map_err(|error| DriverError::io(format!("look at {}", volume.source), error))
+}
+
+/// Refuses where the volume has another size than it had in the snapshot.
+pub(super) fn same_size(volume: &Volume, snapshot_bytes: u64, now_bytes: u64) -> Result<(), DriverError> {
+    if snapshot_bytes == now_bytes {
+        return Ok(());
+    }
+    Err(DriverError::new(
+        Kind::Unsupported,
+        format!(
+            "restore {}: it has {now_bytes} bytes, the snapshot {snapshot_bytes}; give it that size again first",
+            volume.source
+        ),
+    ))
+}
+
+/// A failure after which the volume may hold neither the old bytes nor the new, whatever the cause.
+fn begun(doing: &str, error: impl Into<std::io::Error>) -> DriverError {
+    DriverError { kind: Kind::Failed, ..DriverError::io(doing, error) }
+}
+
 /// Opens both and compares their sizes.
 fn open(snapshot: &Path, volume: &Volume) -> Result<(File, File, u64), DriverError> {
     if let Some(why) = unfit(volume.format) {
@@ -64,20 +93,8 @@ fn open(snapshot: &Path, volume: &Volume) -> Result<(File, File, u64), DriverErr
     let from = File::open(snapshot).map_err(|error| io(snapshot, error))?;
     let path = volume.path()?;
     let to = OpenOptions::new().read(true).write(true).open(path).map_err(|error| io(path, error))?;
-    let size = |file: &File| {
-        seek(file, SeekFrom::End(0))
-            .map_err(|error| DriverError::io(format!("look at {}", volume.source), error))
-    };
-    let (size_bytes, now_bytes) = (size(&from)?, size(&to)?);
-    if size_bytes != now_bytes {
-        return Err(DriverError::new(
-            Kind::Unsupported,
-            format!(
-                "restore {}: it has {now_bytes} bytes, the snapshot {size_bytes}; give it that size again first",
-                volume.source
-            ),
-        ));
-    }
+    let size_bytes = size(&to, volume)?;
+    same_size(volume, size(&from, volume)?, size_bytes)?;
     Ok((from, to, size_bytes))
 }
 
@@ -97,7 +114,7 @@ pub(super) fn restore_image(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), DriverError> {
     let (from, to, total_bytes) = open(snapshot, volume)?;
-    let doing = || format!("restore {}", volume.source);
+    let doing = format!("restore {}", volume.source);
     if others == Others::Nobody {
         lock(&to, volume)?;
     }
@@ -105,11 +122,11 @@ pub(super) fn restore_image(
     match rustix::fs::ioctl_ficlone(&to, &from) {
         Ok(()) => {}
         Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOTTY | Errno::NOSYS) => {
-            copy(&from, &to, total_bytes, progress).map_err(|error| DriverError::io(doing(), error))?;
+            copy(&from, &to, total_bytes, progress).map_err(|error| begun(&doing, error))?;
         }
-        Err(error) => return Err(DriverError::io(doing(), error)),
+        Err(error) => return Err(begun(&doing, error)),
     }
-    to.sync_all().map_err(|error| DriverError::io(doing(), error))?;
+    to.sync_all().map_err(|error| begun(&doing, error))?;
     progress(Progress { done_bytes: total_bytes, total_bytes });
     Ok(())
 }
@@ -186,14 +203,14 @@ fn clear(to: &File, mut at: u64, mut length: u64, buffer: &mut [u8]) -> std::io:
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs;
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
     use crate::drivers::Source;
 
-    fn volume(path: &Path) -> Volume {
+    pub(super) fn volume(path: &Path) -> Volume {
         Volume {
             serial: "data".parse().unwrap(),
             source: Source::Path(path.to_owned()),

@@ -12,6 +12,7 @@
 //! | `inventory` | what of ours is in a store |
 //! | `set` | one set of volumes: prepared, cut, sealed |
 //! | `remove` | removing a snapshot, whatever its state |
+//! | `restore` | a volume given back the bytes of a snapshot |
 
 #[doc(hidden)]
 pub mod bare;
@@ -21,11 +22,13 @@ mod names;
 mod record;
 mod remove;
 mod report;
+mod restore;
 mod set;
 mod tool;
 mod volume;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use protocol::DiskSerial;
@@ -40,7 +43,7 @@ use self::tool::Store;
 use self::volume::Place;
 use super::{
     Deleted, Driver, DriverError, Expose, Exposed, Format, Found, Kind, Owner, Plan, Ready, Recovered,
-    SetCut, Volume, VolumeFacts, image,
+    Restore, SetCut, Volume, VolumeFacts, image,
 };
 use crate::exec::Tool;
 
@@ -258,16 +261,48 @@ impl Driver for Zfs {
         Some(self)
     }
 
+    fn restore(&self) -> Option<&dyn Restore> {
+        Some(self)
+    }
+
     fn set_cut(&self) -> SetCut {
         SetCut::OneInstant
     }
 
     fn limits(&self) -> &'static str {
-        "volumes and raw images in one dataset and below it; a snapshot shares what does not change; no restore in place yet"
+        "volumes and raw images in one dataset and below it; a snapshot shares what does not change"
     }
 }
 
 impl Zfs {
+    /// Where a volume's snapshot can be read, from now on.
+    fn shown(&self, owner: Owner, volume: &DiskSerial) -> Result<PathBuf, DriverError> {
+        let held = inventory::one(&self.store, owner)?;
+        let record = held.record.as_ref().filter(|_| held.is_whole());
+        let mut parts = record.into_iter().flat_map(|record| record.parts.iter().enumerate());
+        let part = parts.find(|(_, part)| part.serial == *volume);
+        let shown = part.and_then(|(index, part)| Some((index, part, held.by_guid(part.cut?)?)));
+        let Some((index, part, snapshot)) = shown else {
+            let doing = format!("show the disk {volume} of {}", owner.snapshot);
+            return Err(DriverError::new(Kind::NotFound, doing));
+        };
+        match (&part.file, snapshot.name.split_once('@')) {
+            (Some(file), Some((dataset, name))) => {
+                Ok(volume::mount_point(dataset)?.join(".zfs/snapshot").join(name).join(file))
+            }
+            _ => {
+                let clone = names::clone(&self.store.dataset, owner.snapshot, index);
+                if !snapshot.clones.contains(&clone) {
+                    // Without partitions: nothing of this host is to look for file systems on it.
+                    let options = ["-o", "readonly=on", "-o", "volmode=dev", "-o", "snapdev=hidden"];
+                    let arguments = [&["clone"], &options[..], &[&snapshot.name, &clone]].concat();
+                    self.store.change(&format!("clone {} to show it", snapshot.name), &arguments)?;
+                }
+                volume::device(&clone)
+            }
+        }
+    }
+
     /// udev may look at a volume's device for a moment after its last reader.
     fn remove_clone_soon(&self, clone: &str) -> Result<(), DriverError> {
         let deadline = Instant::now() + LET_GO_LIMIT;
@@ -284,31 +319,7 @@ impl Zfs {
 
 impl Expose for Zfs {
     fn expose(&self, owner: Owner, volume: &DiskSerial) -> Result<Exposed, DriverError> {
-        let held = inventory::one(&self.store, owner)?;
-        let record = held.record.as_ref().filter(|_| held.is_whole());
-        let mut parts = record.into_iter().flat_map(|record| record.parts.iter().enumerate());
-        let part = parts.find(|(_, part)| part.serial == *volume);
-        let shown = part.and_then(|(index, part)| Some((index, part, held.by_guid(part.cut?)?)));
-        let Some((index, part, snapshot)) = shown else {
-            let doing = format!("show the disk {volume} of {}", owner.snapshot);
-            return Err(DriverError::new(Kind::NotFound, doing));
-        };
-        let path = match (&part.file, snapshot.name.split_once('@')) {
-            (Some(file), Some((dataset, name))) => {
-                volume::mount_point(dataset)?.join(".zfs/snapshot").join(name).join(file)
-            }
-            _ => {
-                let clone = names::clone(&self.store.dataset, owner.snapshot, index);
-                if !snapshot.clones.contains(&clone) {
-                    // Without partitions: nothing of this host is to look for file systems on it.
-                    let options = ["-o", "readonly=on", "-o", "volmode=dev", "-o", "snapdev=hidden"];
-                    let arguments = [&["clone"], &options[..], &[&snapshot.name, &clone]].concat();
-                    self.store.change(&format!("clone {} to show it", snapshot.name), &arguments)?;
-                }
-                volume::device(&clone)?
-            }
-        };
-        Ok(Exposed::Path { path, format: Format::Raw })
+        Ok(Exposed::Path { path: self.shown(owner, volume)?, format: Format::Raw })
     }
 
     fn conceal(&self, owner: Owner, volume: &DiskSerial) -> Result<(), DriverError> {

@@ -57,6 +57,14 @@ pub(crate) trait Bench {
     fn bytes(&self, exposed: &Exposed) -> Vec<u8> {
         fs::read(path_of(exposed)).unwrap()
     }
+    /// Makes a disk larger or smaller, to a multiple of 4 MiB.
+    fn resize(&self, volume: &Volume, bytes: u64) {
+        File::options().write(true).open(volume.path().unwrap()).unwrap().set_len(bytes).unwrap();
+    }
+    /// As `driver`, with nothing between: its progress is told while it goes on.
+    fn unwatched(&self) -> Box<dyn Driver> {
+        self.driver()
+    }
     /// Takes the power from the storage and gives it back; `false` where that can't be done, since a drive, not the driver,
     /// keeps what was acknowledged.
     fn lose_power(&self) -> bool {

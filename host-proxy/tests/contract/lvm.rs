@@ -98,6 +98,11 @@ impl Bench for ThinVolumes {
         self.write_at(volume, byte, 0, 1 << 20);
     }
 
+    fn resize(&self, volume: &Volume, bytes: u64) {
+        let path = volume.path().unwrap().to_str().unwrap();
+        lvm(&["lvresize", "-q", "--yes", "--force", "-L", &format!("{bytes}b"), path]);
+    }
+
     fn leave_foreign(&self) -> Box<dyn Foreign + '_> {
         let id = "00000000-0000-4000-8000-00000000f0e1";
         let names = ["notes".to_owned(), format!("hostsnap.{id}.0"), format!("hostsnap.{id}")];

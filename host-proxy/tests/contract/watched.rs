@@ -84,6 +84,12 @@ impl Bench for Watched<'_> {
     fn bytes(&self, exposed: &Exposed) -> Vec<u8> {
         self.bench.bytes(exposed)
     }
+    fn resize(&self, volume: &Volume, bytes: u64) {
+        self.bench.resize(volume, bytes);
+    }
+    fn unwatched(&self) -> Box<dyn Driver> {
+        self.bench.unwatched()
+    }
     fn lose_power(&self) -> bool {
         self.bench.lose_power()
     }

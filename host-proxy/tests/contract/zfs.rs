@@ -154,6 +154,14 @@ impl Bench for Tank {
         file.sync_all().unwrap();
     }
 
+    fn resize(&self, volume: &Volume, bytes: u64) {
+        let path = volume.path().unwrap();
+        match path.strip_prefix("/dev/zvol") {
+            Ok(name) => drop(zfs(&["set", &format!("volsize={bytes}"), name.to_str().unwrap()])),
+            Err(_) => File::options().write(true).open(path).unwrap().set_len(bytes).unwrap(),
+        }
+    }
+
     fn leave_foreign(&self) -> Box<dyn Foreign + '_> {
         let id = "00000000-0000-4000-8000-00000000f0e1";
         let one = self.at("one");

@@ -47,6 +47,12 @@ pub(super) fn changes(
     Ok(extents::in_order(changed, to_bytes))
 }
 
+/// The size of the blocks that the pool gives out.
+pub(super) fn block_bytes(pool: &Pool, vg: &VolumeGroup) -> Result<u64, DriverError> {
+    let thin_pool = vg.dm_uuid(pool.lv_in(vg)?, "-tpool");
+    table(pool, &thin_pool).map(|(_, block_bytes)| block_bytes)
+}
+
 /// The kernel's number of a thin volume.
 fn thin_id(pool: &Pool, lv: &Lv) -> Result<String, DriverError> {
     let name = pool.lv(&lv.name);

@@ -205,6 +205,15 @@ impl Pool {
         Ok(())
     }
 
+    /// How much may be written until the pool's data is at its watermark, in bytes.
+    pub(super) fn free_below_watermark(&self, vg: &VolumeGroup) -> Result<u64, DriverError> {
+        let pool = self.lv_in(vg)?;
+        let percent = f64::from(self.watermarks.data) - pool.data_percent.unwrap_or(100.0);
+        // lvm gives hundredths of a percent.
+        let hundredths = (percent.clamp(0.0, 100.0) * 100.0) as u128;
+        Ok(u64::try_from(u128::from(pool.size_bytes()) * hundredths / 10_000).unwrap_or(u64::MAX))
+    }
+
     /// Runs a command that changes the volume group.
     pub(super) fn change(&self, doing: &str, arguments: &[&str]) -> Result<(), DriverError> {
         let mut command = self.lvm.command();

@@ -37,6 +37,11 @@ impl Dataset {
         self.available.saturating_sub(self.reserved)
     }
 
+    /// What may still be written to it, in bytes.
+    pub(super) fn writable_bytes(&self) -> u64 {
+        self.available
+    }
+
     /// What a snapshot takes at once, in bytes: a reservation holds for what is written from then on, so
     /// all that is there is reserved a second time (OpenZFS `dsl_dataset_snapshot_reserve_space`).
     pub(super) fn needed_bytes(&self) -> u64 {

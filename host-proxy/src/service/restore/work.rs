@@ -137,7 +137,8 @@ impl Service {
             let panicked = || Err(DriverError::new(Kind::Failed, "the storage driver panicked"));
             if let Err(error) = restored.await.unwrap_or_else(panicked) {
                 let told = errors::of_driver(&self.name_of(row.vm), &doing, &error);
-                let refused = matches!(error.kind, Kind::Busy | Kind::Unsupported | Kind::NotFound);
+                let refused =
+                    matches!(error.kind, Kind::Busy | Kind::NoSpace | Kind::NotFound | Kind::Unsupported);
                 return Err(Stopped { told, nothing_was_done: index == 0 && refused });
             }
             before += disk.size_bytes;

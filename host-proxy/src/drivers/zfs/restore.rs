@@ -1,0 +1,82 @@
+//! A volume given back the bytes of a snapshot of it, in place: all of both is read, and what differs is written.
+//!
+//! `zfs rollback` would be quicker and is not used: it drops every newer snapshot, the one of what the volume holds now among
+//! them, takes a whole dataset back with all its images, and a zvol's readers must have closed it.
+
+use std::path::Path;
+
+use super::volume::Place;
+use super::{Zfs, dataset, inventory};
+use crate::drivers::restore::differing::{self, Pair};
+use crate::drivers::restore::same_size;
+use crate::drivers::{DriverError, Expose, Extent, Kind, Others, Owner, Progress, Restore, Volume};
+
+/// ZFS writes whole records; this is an image's, unless somebody set another (zfsprops(7), "recordsize"), in bytes.
+const RECORD_BYTES: u64 = 128 << 10;
+
+impl Restore for Zfs {
+    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
+        self.place_of_same_size(owner, volume)?;
+        self.store.pool_is_well()
+    }
+
+    fn restore(
+        &self,
+        owner: Owner,
+        volume: &Volume,
+        others: Others,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), DriverError> {
+        let place = self.place_of_same_size(owner, volume)?;
+        let shown = self.shown(owner, &volume.serial)?;
+        let written = self.write_what_differs(&place, &shown, volume, others, progress);
+        // A clone that stays harms nobody: who deletes the snapshot removes it.
+        if let Err(error) = self.conceal(owner, &volume.serial) {
+            tracing::warn!("after a restore: {}", crate::service::chain(&error));
+        }
+        written
+    }
+}
+
+impl Zfs {
+    fn place_of_same_size(&self, owner: Owner, volume: &Volume) -> Result<Place, DriverError> {
+        let held = inventory::one(&self.store, owner)?;
+        let parts = held.record.iter().filter(|_| held.is_whole()).flat_map(|record| &record.parts);
+        let part = parts.into_iter().find(|part| part.serial == volume.serial).ok_or_else(|| {
+            let doing = format!("find the disk {} of {}", volume.serial, owner.snapshot);
+            DriverError::new(Kind::NotFound, doing)
+        })?;
+        let place = self.place(volume)?;
+        same_size(volume, part.size_bytes, place.size_bytes(volume)?)?;
+        Ok(place)
+    }
+
+    fn write_what_differs(
+        &self,
+        place: &Place,
+        shown: &Path,
+        volume: &Volume,
+        others: Others,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), DriverError> {
+        let pair = Pair::open(shown, volume, others)?;
+        let differing = pair.differing(&pair.whole(), progress)?;
+        self.has_room(&place.dataset, &differing)?;
+        pair.write(&differing, progress)
+    }
+
+    /// A snapshot keeps what is overwritten, so that all that is written takes room.
+    fn has_room(&self, name: &str, differing: &[Extent]) -> Result<(), DriverError> {
+        let datasets = self.store.datasets(&[name])?;
+        let (needed, free) =
+            (differing::room(differing, RECORD_BYTES), dataset(&datasets, name)?.writable_bytes());
+        if needed <= free {
+            return Ok(());
+        }
+        let why = format!(
+            "restore a volume of {name}: up to {needed} bytes are written, and {free} are free; delete snapshots, or \
+             see what takes room: zfs list -o space {name}"
+        );
+        Err(DriverError::new(Kind::NoSpace, why))
+    }
+}
