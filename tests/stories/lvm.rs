@@ -64,6 +64,7 @@ fn under_its_unit_the_service_snapshots_thin_volumes() {
     assert!(busy.status != 0 && busy.stderr.contains("busy"), "{}{}", busy.stdout, busy.stderr);
     vm.guest.sh("kill $(pidof sleep)");
     reader.wait();
+    unit::goes_back(&vm, id, &["/dev/vg0/data"]);
     vm.guest.sh(&format!("hostsnapd delete {id}"));
     let left = vm.guest.sh("lvs --noheadings -o lv_name vg0");
     assert_eq!(left.split_whitespace().collect::<Vec<_>>(), ["data", "hostsnap.manifests", "thin"]);
@@ -80,7 +81,8 @@ fn by_lvm_thin_a_guest_in_a_guest_snapshots_its_disk() {
          mkfs.ext4 -q /dev/vda && mkdir -p /data && mount /dev/vda /data && echo before > /data/file\n\
          hostsnap create /data\necho ended $?\necho after > /data/file && sync\n\
          mkdir -p /mnt && hostsnap mount latest /mnt --path /data && echo inside $(cat /mnt/file /data/file)\n\
-         hostsnap umount /mnt && echo unmounted\necho went on\n",
+         hostsnap umount /mnt && echo unmounted\n\
+         hostsnap restore latest /data --remount --no-safety && echo restored $(cat /data/file)\necho went on\n",
     )
     .unwrap();
     let inner = initramfs::of(&[].into(), &[(autorun, "/autorun".to_owned())], &[]).unwrap();
@@ -117,6 +119,8 @@ fn by_lvm_thin_a_guest_in_a_guest_snapshots_its_disk() {
     assert!(log().contains("ended 0"), "{}", log());
     // It was looked into beside its original, and the volume is shut again.
     assert!(log().contains("inside before after") && log().contains("unmounted"), "{}", log());
+    // QEMU has the volume open with O_DIRECT.
+    assert!(log().contains("restored before"), "{}", log());
     let active = vm.guest.sh("lvm lvs --noheadings -o lv_name,lv_active vg0");
     let is_shown =
         |line: &str| line.contains("hostsnap.") && !line.contains("manifests") && line.contains("active");

@@ -47,3 +47,17 @@ pub(crate) fn loses_its_catalog(vm: &Vm, id: &str) {
     );
     assert_eq!(vm.guest.json("hostsnapd list --json")[0]["id"], id, "{}", log(vm));
 }
+
+/// The machine, which does not run, has its old bytes again.
+pub(crate) fn goes_back(vm: &Vm, id: &str, disks: &[&str]) {
+    for disk in disks {
+        assert_eq!(vm.guest.sh(&format!("head -c 5 {disk}")), "after", "{disk}");
+    }
+    let told = vm.guest.run("hostsnapd check");
+    assert!(told.stdout.contains("restore"), "{}{}", told.stdout, told.stderr);
+    let back = vm.guest.run(&format!("hostsnapd restore db1 {id} --no-safety --json"));
+    assert_eq!(back.status, 0, "{}{}\n{}", back.stdout, back.stderr, log(vm));
+    for disk in disks {
+        assert_eq!(vm.guest.sh(&format!("head -c 6 {disk}")), "before", "{disk}");
+    }
+}

@@ -76,6 +76,7 @@ fn by_zfs_under_its_unit_the_service_snapshots_a_volume_and_an_image() {
     let busy = vm.guest.run(&format!("hostsnapd delete {id}"));
     assert!(busy.status != 0 && busy.stderr.contains("busy"), "{}{}", busy.stdout, busy.stderr);
     vm.guest.sh("zfs destroy tank/look");
+    unit::goes_back(&vm, id, &disks);
     vm.guest.sh(&format!("hostsnapd delete {id}"));
     assert_eq!(vm.guest.sh("zfs list -H -t snapshot -o name"), "", "{}", unit::log(&vm));
 }
