@@ -114,9 +114,11 @@ fn keep_modules(version: &str, root: &Path, modules: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(&new);
     fs::create_dir_all(&new)?;
     let source = only(root, "usr/src", "zfs-")?;
-    let built: Vec<PathBuf> = fs::read_dir(source.join("module"))?
-        .flatten()
-        .flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten())
+    // Up to 2.1 each in a folder of its own, then all in one.
+    let made = source.join("module");
+    let folders = fs::read_dir(&made)?.flatten().map(|entry| entry.path()).chain([made.clone()]);
+    let built: Vec<PathBuf> = folders
+        .flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten())
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|extension| extension == "ko"))
         .collect();
