@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use anyhow::{Context, Result, ensure};
 
@@ -44,24 +45,35 @@ pub(crate) fn for_tests() -> Result<Zfs> {
     debian::install()?;
     fs::create_dir_all(folder())?;
     kernel().context("fetch the guests' kernel")?;
-    // It takes longest, and has pauses: the others are made meanwhile.
-    let zfs = std::thread::spawn(|| zfs::make(&folder()));
-    all()?;
-    debian_guest::make(&folder().join("debian")).context("make a Debian for the guests")?;
-    initramfs_tools().context("fetch initramfs-tools, unpacked and not installed")?;
-    Ok(match zfs.join().expect("it does not panic") {
-        Ok(()) => Zfs::Ready,
-        Err(error) => Zfs::Absent(error),
+    // Each waits now and then, for the network or for one process: they are made beside each other.
+    thread::scope(|scope| {
+        let zfs = scope.spawn(|| zfs::make(&folder()));
+        let debian = scope.spawn(|| {
+            debian_guest::make(&folder().join("debian")).context("make a Debian for the guests")?;
+            initramfs_tools().context("fetch initramfs-tools, unpacked and not installed")
+        });
+        vsock_device().context("build the vsock device")?;
+        static_programs().context("build the guests' programs")?;
+        // With the features that they will have when the tests are run: nothing is built twice.
+        cargo(&["test", "--quiet", "--workspace", "--no-run"], &[])
+            .context("build hostsnapd and the tests")?;
+        debian.join().expect("it does not panic")?;
+        Ok(match zfs.join().expect("it does not panic") {
+            Ok(()) => Zfs::Ready,
+            Err(error) => Zfs::Absent(error),
+        })
     })
 }
 
-/// What the demo needs.
+/// What demo and benchmarks need.
 pub(crate) fn all() -> Result<()> {
     debian::install()?;
     fs::create_dir_all(folder())?;
     kernel().context("fetch the guests' kernel")?;
     vsock_device().context("build the vsock device")?;
-    programs().context("build hostsnapd and the guests' programs")
+    static_programs().context("build the guests' programs")?;
+    cargo(&["build", "--quiet", "-p", "host-proxy", "-p", "guest-agent", "-p", "tests"], &[])
+        .context("build hostsnapd")
 }
 
 /// Runs cargo in the project's root.
@@ -145,13 +157,14 @@ fn initramfs_tools() -> Result<()> {
     }
 }
 
-/// `hostsnapd` for this machine, and static programs for the guests.
-pub(crate) fn programs() -> Result<()> {
-    cargo(&["build", "--quiet", "-p", "host-proxy", "-p", "guest-agent", "-p", "tests"], &[])?;
+/// Static programs for the guests.
+fn static_programs() -> Result<()> {
+    // Of the same packages both times, so that what they need is built once.
+    let ours = ["-p", "guest-agent", "-p", "host-proxy", "-p", "tests"];
     // It can be stopped after each step of its flow; the tests' only.
-    let rehearsal = ["-p", "guest-agent", "--features", "rehearsal", "--bin", "hostsnap"];
+    let rehearsal = [&ours[..], &["--features", "guest-agent/rehearsal", "--bin", "hostsnap"]].concat();
     keep(&build_static("guest", &rehearsal)?.join("hostsnap"), "hostsnap-rehearsal")?;
-    let built = build_static("guest", &["-p", "guest-agent", "-p", "host-proxy", "-p", "tests", "--bins"])?;
+    let built = build_static("guest", &[&ours[..], &["--bins"]].concat())?;
     for program in ["hostsnap", "hostsnapd", "guest-init", "app-writer", "vsock-probe", "stall-probe"] {
         keep(&built.join(program), program)?;
     }

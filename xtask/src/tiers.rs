@@ -2,6 +2,8 @@
 //!
 //! One tier after the other: many tests of the first ones are about time limits, and fail beside others, also where those give way. Most
 //! stories wait for states: they go two by two.
+//!
+//! cargo is always asked for the same packages, all of them: it builds a dependency anew for each set of features that is asked of it.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -70,12 +72,14 @@ fn others(count: &mut Count, tests: Tests<'_>) -> Result<()> {
         count.step("formatting", setup::cargo(&["fmt", "--all", "--check"], &[]));
         let lints = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
         count.step("lints", setup::cargo(&lints, &[]));
+        // For cargo too all targets are all but this one: tests/Cargo.toml.
+        let lints = ["clippy", "--quiet", "--workspace", "--test", "stories", "--", "-D", "warnings"];
+        count.step("lints of the stories", setup::cargo(&lints, &[]));
         say("formatting and lints");
     }
     // Tiers 0, 1 and 3: units, properties, golden bytes; conversations; drivers on real storage.
     let show = |line: &str| println!("{line}");
-    count.tests(tests, &["--workspace", "--exclude", "tests"], &[], show)?;
-    count.tests(tests, &["-p", "tests", "--lib"], &[], show)?;
+    count.tests(tests, &["--workspace"], &[], show)?;
     say("tiers 0, 1 and 3");
     if tests.filter.is_none() {
         count.step("build the fuzz targets", fuzz::build());
@@ -91,7 +95,7 @@ fn others(count: &mut Count, tests: Tests<'_>) -> Result<()> {
 fn stories(count: &mut Count, tests: Tests<'_>) -> Result<()> {
     let began = Instant::now();
     let mut run = |tests: Tests<'_>, how: &[&str]| {
-        count.tests(tests, &["-p", "tests", "--test", "stories"], how, |line| {
+        count.tests(tests, &["--workspace", "--test", "stories"], how, |line| {
             if line.starts_with("test ") && !line.starts_with("test result") {
                 println!("{line} (ended at {} s)", began.elapsed().as_secs());
             } else {
