@@ -1,9 +1,11 @@
 //! A machine whose disk is an image in a pool of Ceph's, which two hosts share.
 
 use std::fs;
+use std::process::Command;
 
 use harness::ceph::{Ceph, POOL, USER};
 use harness::hostsnapd::Hostsnapd;
+use harness::loopfs::run;
 use harness::vm::{Plan, Vm};
 use harness::wait::wait_until;
 use serde_json::{Value, json};
@@ -89,6 +91,7 @@ fn by_rbd_a_snapshot_under_load_holds_every_acknowledged_record_and_is_there_on_
     assert_eq!(vm.guest.json("hostsnap --json show latest")["labels"]["why"], "test");
     vm.guest.sh("mkdir -p /data && mount /dev/vda /data && touch /data/moved");
     let second = vm.guest.json("hostsnap --json create /data");
+    the_guest_goes_back(&ceph, &vm, second["id"].as_str().expect("an id"));
     vm.guest.sh(&format!("hostsnap delete {id}"));
     assert_eq!(ceph.snapshots(IMAGE), [format!("hostsnap.{}", second["id"].as_str().expect("an id"))]);
 
@@ -98,4 +101,26 @@ fn by_rbd_a_snapshot_under_load_holds_every_acknowledged_record_and_is_there_on_
     assert!(here.admin(&["delete", second["id"].as_str().expect("an id")]).status.success());
     wait_until("the other host notices", LIMIT, || vm.guest.json("hostsnap --json list") == json!([]));
     assert_eq!(ceph.snapshots(IMAGE), Vec::<String>::new());
+}
+
+/// Its QEMU has the image open, with the exclusive lock, and caches of it. Then every byte that the guest reads is the
+/// snapshot's.
+fn the_guest_goes_back(ceph: &Ceph, vm: &Vm, id: &str) {
+    let disks = vm.guest.json("hostsnap --json disks");
+    assert!(disks[0]["abilities"].as_array().expect("a list").contains(&json!("restore")), "{disks}");
+    vm.guest.sh("dd if=/dev/urandom of=/data/later bs=1M count=20 && echo new > /data/moved && umount /data");
+    vm.guest.sh(&format!("hostsnap restore {id} data --no-safety"));
+    let read = vm.guest.sh("md5sum < /dev/vda");
+    let folder = tempfile::tempdir().expect("a folder");
+    let then = folder.path().join("then");
+    fs::write(&then, ceph.read(&format!("{IMAGE}@hostsnap.{id}"))).expect("a copy");
+    let sum = run(Command::new("md5sum").arg(&then));
+    assert_eq!(
+        read.split(' ').next(),
+        sum.split(' ').next(),
+        "the guest reads something else than the snapshot"
+    );
+    vm.guest.sh("mount /dev/vda /data && ! test -e /data/later && ! test -s /data/moved && echo newer > /data/moved && sync");
+    // And with the disk in use: it is let go of, and taken into use again.
+    vm.guest.sh(&format!("hostsnap restore {id} /data --no-safety --remount && ! test -s /data/moved"));
 }

@@ -11,6 +11,7 @@
 //! | `inventory` | looking through all images |
 //! | `remove` | removing a snapshot, whatever its state |
 //! | `changes` | what changed between two snapshots |
+//! | `restore` | an image that goes back to a snapshot |
 //! | `room` | what is free in the pool |
 
 #[doc(hidden)]
@@ -21,6 +22,7 @@ mod ffi;
 mod inventory;
 mod meta;
 mod remove;
+mod restore;
 mod room;
 mod set;
 mod worker;
@@ -40,8 +42,8 @@ use self::set::{Member, Set};
 use self::worker::Worker;
 use super::common::manifest_text;
 use super::{
-    Changes, Deleted, Driver, DriverError, Expose, Exposed, Extent, Format, Found, Kind, Owner, Plan, Ready,
-    Recovered, Source, Volume, VolumeFacts, VolumeSnapshot,
+    Changes, Deleted, Driver, DriverError, Expose, Exposed, Extent, Format, Found, Kind, Others, Owner, Plan,
+    Progress, Ready, Recovered, Restore, Source, Volume, VolumeFacts, VolumeSnapshot,
 };
 
 /// Where the images are, and as whom to reach them.
@@ -237,8 +239,36 @@ impl Driver for Rbd {
         Some(self)
     }
 
+    fn restore(&self) -> Option<&dyn Restore> {
+        Some(self)
+    }
+
     fn limits(&self) -> &'static str {
-        "images of one pool, of the format 2; a snapshot shares what does not change; no restore in place yet"
+        "images of one pool, of the format 2; a snapshot shares what does not change"
+    }
+}
+
+impl Restore for Rbd {
+    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
+        self.within(|pool| restore::can(pool, owner, volume))
+    }
+
+    fn head_then(&self, owner: Owner, volume: &Volume, len: usize) -> Result<Option<Vec<u8>>, DriverError> {
+        self.within(|pool| restore::head(pool, owner, volume, len).map(Some))
+    }
+
+    fn restore(
+        &self,
+        owner: Owner,
+        volume: &Volume,
+        others: Others,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), DriverError> {
+        self.within(|pool| {
+            // What the snapshots need of what is there now is kept.
+            room::refuse_if_full(pool, &self.place.pool)?;
+            restore::roll_back(pool, owner, volume, others, progress)
+        })
     }
 }
 

@@ -28,6 +28,17 @@ pub trait Restore {
     /// `Unsupported` where the volume can't take it, such as one that has another size now.
     fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError>;
 
+    /// The first bytes of the snapshot, as [`Driver::read_head`](super::Driver::read_head) tells those of the volume. `None` where the
+    /// ability to show it gives this host a path of it.
+    fn head_then(
+        &self,
+        _owner: Owner,
+        _volume: &Volume,
+        _len: usize,
+    ) -> Result<Option<Vec<u8>>, DriverError> {
+        Ok(None)
+    }
+
     /// Gives the volume all bytes of the snapshot, which stays as it is, as all others do. After `Ok` that survives power
     /// loss. One that was ended in the middle is finished by doing it again. `Busy`, where `others` says that nobody may have
     /// the volume open and somebody has. Nothing was touched after `Busy`, `NoSpace`, `NotFound` and `Unsupported`: what fails

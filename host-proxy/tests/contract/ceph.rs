@@ -120,6 +120,11 @@ impl Bench for Pool {
         ]));
     }
 
+    fn resize(&self, volume: &Volume, bytes: u64) {
+        let image = volume.source.to_string();
+        self.ceph.rbd(&["resize", "--no-progress", "--allow-shrink", "--size", &format!("{bytes}B"), &image]);
+    }
+
     fn fill(&self) -> Option<Box<dyn Filler + '_>> {
         self.ceph.ceph(&["osd", "pool", "set-quota", POOL, "max_bytes", "1"]);
         // The monitor looks at quotas only every few seconds.

@@ -9,7 +9,9 @@ use harness::ceph::{Ceph, POOL};
 use harness::process::Process;
 use harness::wait::wait_until;
 use host_proxy::drivers::rbd::{Place, Rbd};
-use host_proxy::drivers::{Deleted, Driver, DriverError, Exposed, Found, Kind, Owner, Recovered, Volume};
+use host_proxy::drivers::{
+    Deleted, Driver, DriverError, Exposed, Found, Kind, Others, Owner, Recovered, Volume,
+};
 
 use super::bench::Bench;
 use super::ceph::{Pool, volume};
@@ -292,6 +294,45 @@ fn what_another_host_is_making_is_left_alone_until_that_host_is_gone() {
         });
         nothing_is_left(&pool);
     }
+    an_image_that_another_has_open_is_that_of_no_stopped_machine(&pool);
+    a_restore_that_was_killed_with_the_lock_is_finished_by_the_next(&pool);
+    nothing_is_left(&pool);
+}
+
+fn restore(pool: &Pool, owner: Owner, others: Others) -> Result<(), DriverError> {
+    pool.driver().restore().expect("it can").restore(owner, &pool.volumes()[0], others, &mut |_| {})
+}
+
+fn an_image_that_another_has_open_is_that_of_no_stopped_machine(pool: &Pool) {
+    let [first, ..] = &pool.volumes()[..] else { panic!("no volume") };
+    pool.write(first, 0x11);
+    let kept = take(pool);
+    pool.write(first, 0x22);
+    let another = owner();
+    let mut child = other_process(pool, another, "prepare", &[]);
+    let error = restore(pool, kept, Others::Nobody).expect_err("it is open");
+    assert_eq!(error.kind, Kind::Busy, "{}", told(&error));
+    assert!(told(&error).contains("rbd status db1-one"), "{}", told(&error));
+    assert_eq!(pool.driver().read_head(first, 1).unwrap(), [0x22], "it was refused and touched");
+    child.kill();
+    wait_until("nobody has it open", Duration::from_secs(60), || restore(pool, kept, Others::Nobody).is_ok());
+    assert_eq!(pool.driver().read_head(first, 1).unwrap(), [0x11]);
+    assert!(matches!(pool.driver().recover(another, &pool.volumes()).unwrap(), Recovered::Nothing));
+    delete(pool, kept);
+}
+
+fn a_restore_that_was_killed_with_the_lock_is_finished_by_the_next(pool: &Pool) {
+    let [first, ..] = &pool.volumes()[..] else { panic!("no volume") };
+    pool.write(first, 0x33);
+    let kept = take(pool);
+    pool.write(first, 0x44);
+    other_process(pool, kept, "restore", &[]).kill();
+    wait_until("the lock of who is gone is broken", Duration::from_secs(60), || {
+        restore(pool, kept, Others::Machine).is_ok()
+    });
+    assert_eq!(pool.driver().read_head(first, 1).unwrap(), [0x33]);
+    pool.write(first, 0x55);
+    delete(pool, kept);
 }
 
 /// Another process that does one thing with a snapshot of all volumes, and waits to be killed.
@@ -315,7 +356,7 @@ fn other_process(pool: &Pool, owner: Owner, what: &str, through: &[&str]) -> Pro
 }
 
 #[test]
-#[ignore = "run by the two above, as a process of its own"]
+#[ignore = "run by those above, as a process of its own"]
 fn as_another_process() {
     let var = |name: &str| std::env::var(name).expect("it is run by another test");
     let place = Place {
@@ -327,7 +368,15 @@ fn as_another_process() {
     };
     let owner = Owner { snapshot: var("HOSTSNAP_TEST_SNAPSHOT").parse().unwrap(), ..owner() };
     let volumes: Vec<Volume> = vec![volume("db1-one", "one"), volume("db1-two", "../two")];
-    let ready = Rbd::new(place).unwrap().prepare(&plan(owner, &volumes), soon()).unwrap();
+    let driver = Rbd::new(place).unwrap();
+    if var("HOSTSNAP_TEST_WHAT") == "restore" {
+        let mut stay = |_| {
+            println!("THERE");
+            std::thread::sleep(Duration::from_secs(600));
+        };
+        driver.restore().unwrap().restore(owner, &volumes[0], Others::Machine, &mut stay).unwrap();
+    }
+    let ready = driver.prepare(&plan(owner, &volumes), soon()).unwrap();
     println!("THERE");
     let _cut = match var("HOSTSNAP_TEST_WHAT").as_str() {
         "cut" => Some(ready.cut(soon()).unwrap()),

@@ -203,6 +203,12 @@ impl Restore for WatchedDriver {
             move |driver: &dyn Driver| driver.restore().expect("asked before").can_restore(owner, &volume);
         self.call("can_restore", asks)
     }
+    fn head_then(&self, owner: Owner, volume: &Volume, len: usize) -> Result<Option<Vec<u8>>, DriverError> {
+        let volume = volume.clone();
+        let asks =
+            move |driver: &dyn Driver| driver.restore().expect("asked before").head_then(owner, &volume, len);
+        self.call("head_then", asks)
+    }
     fn restore(
         &self,
         owner: Owner,

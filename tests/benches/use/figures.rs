@@ -22,11 +22,23 @@ pub(crate) enum What {
     Umount,
     PlainCp,
     OurCp,
+    /// The storage's own way to overwrite an image by another: FICLONE where it can, else a copy.
+    BareRestore,
+    OurRestore,
 }
 
 impl What {
-    const ALL: [Self; 7] =
-        [Self::Empty, Self::Attach, Self::Detach, Self::Mount, Self::Umount, Self::PlainCp, Self::OurCp];
+    const ALL: [Self; 9] = [
+        Self::Empty,
+        Self::Attach,
+        Self::Detach,
+        Self::Mount,
+        Self::Umount,
+        Self::PlainCp,
+        Self::OurCp,
+        Self::BareRestore,
+        Self::OurRestore,
+    ];
 
     const fn words(self) -> &'static str {
         match self {
@@ -37,6 +49,8 @@ impl What {
             Self::Umount => "umount",
             Self::PlainCp => "plain cp, sync",
             Self::OurCp => "hostsnap cp, sync",
+            Self::BareRestore => "the image overwritten on the host",
+            Self::OurRestore => "hostsnap restore --remount",
         }
     }
 }
@@ -76,10 +90,10 @@ impl Figures {
         values
     }
 
-    /// A row for each thing that was done, and how fast a copy is, beside the plain one.
+    /// A row for each thing that was done, and how fast a copy and a restore are, beside the plain ones.
     pub(crate) fn table(&self) -> String {
         let mut text = String::from(
-            "| driver | what | n | min/p50/p95/max ms | speed beside plain cp |\n|---|---|---|---|---|\n",
+            "| driver | what | n | min/p50/p95/max ms | speed beside the bare way |\n|---|---|---|---|---|\n",
         );
         let mut drivers: Vec<&str> = self.all.iter().map(|figure| figure.driver).collect();
         drivers.dedup();
@@ -87,12 +101,14 @@ impl Figures {
             for what in What::ALL {
                 let values = self.sorted(driver, what);
                 let at = |percent| ms(percentile(&values, percent));
-                let beside = match what {
-                    What::OurCp => {
-                        ratio(percentile(&self.sorted(driver, What::PlainCp), 50), percentile(&values, 50))
-                    }
-                    _ => String::new(),
+                let bare = match what {
+                    What::OurCp => Some(What::PlainCp),
+                    What::OurRestore => Some(What::BareRestore),
+                    _ => None,
                 };
+                let beside = bare.map_or_else(String::new, |bare| {
+                    ratio(percentile(&self.sorted(driver, bare), 50), percentile(&values, 50))
+                });
                 text += &format!(
                     "| {driver} | {} | {} | {}/{}/{}/{} | {beside} |\n",
                     what.words(),

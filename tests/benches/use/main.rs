@@ -1,5 +1,6 @@
 //! What using a snapshot from inside its machine costs: until an attached disk can be read, until it is out again, a mount and an
-//! umount; and `hostsnap cp` of a large file beside a plain `cp` of the same file from a disk of the same kind, by turns.
+//! umount; `hostsnap cp` of a large file beside a plain `cp` of the same file from a disk of the same kind, by turns; and `hostsnap
+//! restore` of the disk beside what the storage itself takes to overwrite such an image.
 //!
 //! Times are those of a whole command in the guest, as its shell sees it; what an empty command takes is measured too. `hostsnap cp`
 //! attaches, mounts, copies, unmounts and detaches, and all of it counts.
@@ -22,13 +23,13 @@ use clap::{Parser, ValueEnum};
 use figures::{Figures, What};
 use scene::Scene;
 
-/// Measures attach, detach, mount, umount and cp.
+/// Measures attach, detach, mount, umount, cp and restore.
 #[derive(Parser)]
 struct Options {
     /// How often a disk is attached and detached, and a file system mounted and unmounted
     #[arg(long, default_value_t = 20)]
     runs: usize,
-    /// How often the file is copied, each way
+    /// How often the file is copied, and the disk restored, each way
     #[arg(long, default_value_t = 5)]
     copies: usize,
     /// How large the file is, in MiB
@@ -37,7 +38,7 @@ struct Options {
     /// The storage drivers
     #[arg(long, value_delimiter = ',', default_value = "reflink,btrfs,qemu")]
     driver: Vec<Driver>,
-    /// Where the store lies: about five times the file's size
+    /// Where the store lies: about seven times the file's size
     #[arg(long, default_value = "/tmp")]
     store: PathBuf,
     /// Where figures.jsonl and use.md are kept
@@ -94,6 +95,16 @@ fn measure(driver: Driver, options: &Options, figures: &mut Figures) -> Result<(
             scene.forget_what_was_read()?;
             figures.add(name, what, scene.runs(what))?;
             scene.copy_is_right();
+        }
+    }
+    for run in 0..options.copies {
+        let mut ways = [What::BareRestore, What::OurRestore];
+        ways.rotate_left(run % 2);
+        for what in ways {
+            scene.change_the_disk()?;
+            let took = if what == What::BareRestore { scene.overwrite()? } else { scene.runs(what) };
+            figures.add(name, what, took)?;
+            scene.restore_is_right(what);
         }
     }
     Ok(())

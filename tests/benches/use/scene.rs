@@ -1,7 +1,9 @@
 //! A machine with the same file on two disks of one store, a third disk to copy to, and a snapshot of the first.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -16,6 +18,8 @@ use crate::figures::What;
 
 /// busybox has one of its own, with another buffer.
 const CP: &str = "/usr/bin/plain-cp";
+/// How much is changed before the disk goes back, in MiB.
+const CHANGED_MIB: u64 = 16;
 const DISKS: [&str; 3] = ["data", "twin", "target"];
 
 /// Everything that a measurement needs.
@@ -24,6 +28,8 @@ pub(crate) struct Scene {
     id: String,
     /// What the file is read from: the twin's image, and what the snapshot is in.
     images: [PathBuf; 2],
+    /// A copy of the snapshot, to be overwritten by it.
+    scratch: PathBuf,
     // Dropped in this order: the service, then what it uses.
     _service: Hostsnapd,
     _store: LoopFs,
@@ -39,7 +45,7 @@ impl Scene {
         };
         // A file system needs some room for itself.
         let disk_mib = mib + mib / 8 + 64;
-        let store = LoopFs::within(parent, kind, 512 + 4 * disk_mib + disk_mib / 2);
+        let store = LoopFs::within(parent, kind, 512 + 5 * disk_mib + disk_mib / 2);
         let images = DISKS.map(|name| blank_image(&store.path(), &format!("{name}.img"), disk_mib));
         let mut plan = Plan::new(&format!("use-{}", driver.as_str()))
             .memory_mib(1024)
@@ -68,7 +74,9 @@ impl Scene {
         let file = if driver == Driver::Btrfs { "disk-data" } else { "data.img" };
         let snapshot = store.path().join(".hostsnap").join(vm.uuid()).join(&id).join(file);
         let [_, twin, _] = images;
-        Ok(Self { vm, id, images: [twin, snapshot], _service: service, _store: store })
+        let scratch = store.path().join("scratch.img");
+        let images = [twin, snapshot];
+        Ok(Self { vm, id, images, scratch, _service: service, _store: store })
     }
 
     /// Does it; how long it took.
@@ -85,6 +93,8 @@ impl Scene {
             What::Umount => "hostsnap umount /mnt".to_owned(),
             What::PlainCp => format!("{CP} /twin/file /target/file && sync"),
             What::OurCp => format!("hostsnap cp {id}:/data/file /target/file && sync"),
+            What::OurRestore => format!("hostsnap restore {id} data --no-safety --remount"),
+            What::BareRestore => unreachable!("the host does that"),
         };
         let begun = Instant::now();
         let output = self.vm.guest.spawn(&command).wait_within(Duration::from_secs(1800));
@@ -109,5 +119,42 @@ impl Scene {
         let compared =
             self.vm.guest.spawn("cmp /target/file /data/file").wait_within(Duration::from_secs(1800));
         assert_eq!(compared.status, 0, "{}", compared.stderr);
+    }
+
+    /// The disk, and the image that the host overwrites, are not as in the snapshot, in as many places.
+    pub(crate) fn change_the_disk(&self) -> Result<()> {
+        let change = format!(
+            "dd if=/dev/zero of=/data/file bs=1M count={CHANGED_MIB} conv=notrunc 2>/dev/null && sync"
+        );
+        self.vm.guest.sh(&change);
+        let scratch = File::options().write(true).create(true).truncate(false).open(&self.scratch)?;
+        for mib in 0..CHANGED_MIB {
+            scratch.write_all_at(&[0x5a; 1 << 20], mib << 20)?;
+        }
+        scratch.sync_all().context("sync the image to overwrite")
+    }
+
+    /// The storage's own way: the image becomes the snapshot's, durably.
+    pub(crate) fn overwrite(&self) -> Result<Duration> {
+        let begun = Instant::now();
+        let mut from = File::open(&self.images[1])?;
+        let mut to = File::options().read(true).write(true).open(&self.scratch)?;
+        if rustix::fs::ioctl_ficlone(&to, &from).is_err() {
+            std::io::copy(&mut from, &mut to)?;
+        }
+        to.sync_all()?;
+        Ok(begun.elapsed())
+    }
+
+    /// As [`Self::copy_is_right`].
+    pub(crate) fn restore_is_right(&self, what: What) {
+        let is_right = if what == What::OurRestore {
+            let compared = self.vm.guest.spawn("cmp /data/file /twin/file");
+            compared.wait_within(Duration::from_secs(1800)).status == 0
+        } else {
+            let compared = Command::new("cmp").arg(&self.scratch).arg(&self.images[1]).status();
+            compared.is_ok_and(|status| status.success())
+        };
+        assert!(is_right, "{what:?}: it is not what the snapshot holds");
     }
 }

@@ -126,6 +126,9 @@ functions! {
         fn rbd_snap_list_end(*mut SnapInfo);
         fn rbd_snap_is_protected(Handle, *const c_char, *mut c_int) -> c_int;
         fn rbd_snap_set_by_id(Handle, u64) -> c_int;
+        fn rbd_snap_rollback_with_progress(Handle, *const c_char, Progress, *mut c_void) -> c_int;
+        fn rbd_get_features(Handle, *mut u64) -> c_int;
+        fn rbd_lock_acquire(Handle, c_int) -> c_int;
         fn rbd_diff_iterate2(Handle, *const c_char, u64, u64, u8, u8, Differs, *mut c_void) -> c_int;
         fn rbd_list_children3(Handle, *mut LinkedImageSpec, *mut usize) -> c_int;
         fn rbd_linked_image_spec_list_cleanup(*mut LinkedImageSpec, usize);

@@ -170,7 +170,12 @@ fn marks(store: &Store, owner: Owner, volume: &Volume, size_bytes: u64) -> Resul
         None => None,
         Some(show) => {
             let exposed = show.expose(owner, &volume.serial)?;
-            let then = mark_of(store, volume, &exposed, size_bytes);
+            let then = match exposed {
+                Exposed::Node(_) => able
+                    .head_then(owner, volume, fingerprint::HEAD_BYTES)
+                    .map(|head| head.map(|head| fingerprint::of_head(&head))),
+                Exposed::Path { .. } => mark_of(store, volume, &exposed, size_bytes),
+            };
             show.conceal(owner, &volume.serial)?;
             then?
         }

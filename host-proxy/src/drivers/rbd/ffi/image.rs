@@ -3,6 +3,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 
 use rustix::io::Errno;
 
@@ -14,6 +15,11 @@ use crate::drivers::{DriverError, Extent};
 const NAME_LIMIT: usize = 4096;
 /// `RBD_SNAP_CREATE_SKIP_QUIESCE`: the guest quiesces itself; who maps the image elsewhere is not asked.
 const SKIP_QUIESCE: u32 = 1;
+
+/// `RBD_FEATURE_EXCLUSIVE_LOCK`
+const EXCLUSIVE_LOCK: u64 = 1 << 2;
+/// `RBD_LOCK_MODE_EXCLUSIVE`
+const EXCLUSIVE: c_int = 0;
 
 /// For what an image is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -276,6 +282,50 @@ impl Image {
         };
         self.check(done, &format!("compare with the snapshot {older}"))?;
         Ok(list)
+    }
+
+    /// Whether one client at a time may write to it, where they ask each other for it.
+    pub(in crate::drivers::rbd) fn has_exclusive_lock(&self) -> Result<bool, DriverError> {
+        let mut features = 0;
+        // SAFETY: one number is written.
+        let got = unsafe { (self.pool.api.rbd_get_features)(self.handle, &raw mut features) };
+        self.check(got, "read the features")?;
+        Ok(features & EXCLUSIVE_LOCK != 0)
+    }
+
+    /// Takes the exclusive lock from who has it and gives it, and keeps it until the image is closed: writes of others
+    /// fail meanwhile.
+    pub(in crate::drivers::rbd) fn lock(&self) -> Result<(), DriverError> {
+        // SAFETY: only a number is passed.
+        let locked = unsafe { (self.pool.api.rbd_lock_acquire)(self.handle, EXCLUSIVE) };
+        self.check(locked, "take the exclusive lock").map(|_| ())
+    }
+
+    /// Makes it what it was at this snapshot; it must be locked. `tell` hears how many objects were begun, of how many.
+    /// Each of them may take as long as one answer of the cluster may.
+    pub(in crate::drivers::rbd) fn roll_back(
+        &self,
+        snapshot: &str,
+        tell: Sender<(u64, u64)>,
+    ) -> Result<(), DriverError> {
+        /// Passes it on; it does not panic. Who hears no more does not stop it.
+        unsafe extern "C" fn pass_on(done: u64, of: u64, tell: *mut c_void) -> c_int {
+            // SAFETY: `tell` is the sender below, which may be used by several threads at once.
+            let tell = unsafe { &*tell.cast::<Sender<(u64, u64)>>() };
+            let _ = tell.send((done, of));
+            0
+        }
+        let name = text(snapshot)?;
+        // SAFETY: the sender outlives the call, in which all calls of `pass_on` are made, and is only shared.
+        let rolled_back = unsafe {
+            (self.pool.api.rbd_snap_rollback_with_progress)(
+                self.handle,
+                name.as_ptr(),
+                Some(pass_on),
+                (&raw const tell).cast_mut().cast(),
+            )
+        };
+        self.check(rolled_back, &format!("roll back to the snapshot {snapshot}")).map(|_| ())
     }
 
     /// The clients that have the image open for more than reading.
