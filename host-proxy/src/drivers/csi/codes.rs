@@ -74,11 +74,11 @@ impl Refusal {
     }
 }
 
-/// A way that was lost in the middle of a call is `Unknown` to tonic, with a cause. The plugin's own `Unknown` has none, and is
-/// final; of the other nobody knows what was done.
+/// A way that was lost in the middle of a call is `Unknown` to tonic, or `Cancelled`, with a cause. The plugin's own words have
+/// none. Of a call whose way was lost nobody knows what was done.
 fn code_of(status: &Status) -> Code {
     match status.code() {
-        Code::Unknown if std::error::Error::source(status).is_some() => Code::Unavailable,
+        Code::Unknown | Code::Cancelled if std::error::Error::source(status).is_some() => Code::Unavailable,
         code => code,
     }
 }
@@ -144,6 +144,19 @@ fn word(code: Code) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Found by a run of the contract: a peer that hangs up while the question is on its way is `Cancelled` to hyper.
+    #[test]
+    fn a_way_that_was_lost_is_no_word_of_the_plugins() {
+        for code in [Code::Unknown, Code::Cancelled] {
+            let said = Refusal::new("/csi.v1.Identity/Probe", &Status::new(code, "no"), &Secrets::default());
+            assert_eq!(said.code, code);
+            let mut lost = Status::new(code, "operation was canceled");
+            lost.set_source(std::sync::Arc::new(std::io::Error::other("connection closed")));
+            let refusal = Refusal::new("/csi.v1.Identity/Probe", &lost, &Secrets::default());
+            assert_eq!(refusal.into_error("ask").kind, Kind::Unreachable);
+        }
+    }
 
     #[test]
     fn a_plugins_text_is_foreign() {
