@@ -76,6 +76,16 @@ fn by_zfs_under_its_unit_the_service_snapshots_a_volume_and_an_image() {
     let busy = vm.guest.run(&format!("hostsnapd delete {id}"));
     assert!(busy.status != 0 && busy.stderr.contains("busy"), "{}{}", busy.stdout, busy.stderr);
     vm.guest.sh("zfs destroy tank/look");
+    let refused = vm.guest.run(&format!("hostsnapd restore db1 {id} --no-safety"));
+    assert!(
+        refused.status != 0 && !refused.stderr.contains("neither the old bytes"),
+        "the unit may not write to the image, and this is seen before anything is changed: {}",
+        refused.stderr
+    );
+    vm.guest.sh(
+        "printf '[Service]\\nReadWritePaths=/tank/vms\\n' > /etc/systemd/system/hostsnapd.service.d/images.conf && \
+         systemctl daemon-reload && systemctl restart hostsnapd",
+    );
     unit::goes_back(&vm, id, &disks);
     vm.guest.sh(&format!("hostsnapd delete {id}"));
     assert_eq!(vm.guest.sh("zfs list -H -t snapshot -o name"), "", "{}", unit::log(&vm));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::report::{Lv, VolumeGroup};
 use super::{LvmThin, delta, store};
-use crate::drivers::restore::differing::{self, Pair};
+use crate::drivers::restore::differing::{self, Pair, can_be_written};
 use crate::drivers::restore::same_size;
 use crate::drivers::{DriverError, Expose, Extent, Kind, Others, Owner, Progress, Restore, Volume};
 
@@ -18,6 +18,7 @@ impl Restore for LvmThin {
     fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
         let vg = self.pool.report()?;
         self.sides(&vg, owner, volume)?;
+        can_be_written(volume)?;
         self.pool.takes(&vg, 0)
     }
 

@@ -34,6 +34,12 @@ struct Side {
     is_device: bool,
 }
 
+/// Proves that the volume could be written to now; nothing is. Under systemd an image may lie outside of what the unit may write
+/// to, and be read all the same.
+pub(in crate::drivers) fn can_be_written(volume: &Volume) -> Result<(), DriverError> {
+    Side::open(volume.path()?, OpenOptions::new().write(true), libc::O_EXCL).map(drop)
+}
+
 impl Side {
     /// `flags` are for a device. With O_EXCL it is `Busy` while this host has mounted it or made another device of it.
     fn open(path: &Path, options: &mut OpenOptions, flags: i32) -> Result<Self, DriverError> {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::volume::Place;
 use super::{Zfs, dataset, inventory};
-use crate::drivers::restore::differing::{self, Pair};
+use crate::drivers::restore::differing::{self, Pair, can_be_written};
 use crate::drivers::restore::same_size;
 use crate::drivers::{DriverError, Expose, Extent, Kind, Others, Owner, Progress, Restore, Volume};
 
@@ -17,6 +17,7 @@ const RECORD_BYTES: u64 = 128 << 10;
 impl Restore for Zfs {
     fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
         self.place_of_same_size(owner, volume)?;
+        can_be_written(volume)?;
         self.store.pool_is_well()
     }
 
