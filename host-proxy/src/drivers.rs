@@ -288,6 +288,14 @@ pub struct Progress {
     pub total_bytes: u64,
 }
 
+impl Progress {
+    /// The part of so many bytes that is done where `done` of `of` pieces are, at most all of them.
+    pub fn share(bytes: u64, done: u64, of: u64) -> u64 {
+        let share = u128::from(bytes) * u128::from(done) / u128::from(of.max(1));
+        u64::try_from(share).map_or(bytes, |share| share.min(bytes))
+    }
+}
+
 /// What the caller of `settle` wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Continue {

@@ -193,11 +193,7 @@ impl Driver for LvmThin {
 
     fn free_bytes(&self) -> Result<u64, DriverError> {
         let vg = self.pool.report()?;
-        let pool = self.pool.lv_in(&vg)?;
-        let free = 100.0 - pool.data_percent.unwrap_or(100.0).clamp(0.0, 100.0);
-        // lvm gives hundredths of a percent.
-        let hundredths = (free * 100.0) as u128;
-        Ok(u64::try_from(u128::from(pool.size_bytes()) * hundredths / 10_000).unwrap_or(u64::MAX))
+        self.pool.free_below(&vg, 100.0)
     }
 
     fn prepare(&self, plan: &Plan, deadline: Instant) -> Result<Box<dyn Ready>, DriverError> {

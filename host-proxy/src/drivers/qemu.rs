@@ -137,17 +137,12 @@ impl Driver for Qemu {
             copies: Vec::new(),
             volumes: Vec::new(),
         };
-        for (index, (volume, disk)) in plan.volumes.iter().zip(disks).enumerate() {
-            let copy = match Instant::now() < deadline {
-                true => set.open(index, volume, disk, &partial),
-                false => Err(DriverError::new(Kind::DeadlinePassed, "open the copies")),
-            };
-            if let Err(error) = copy {
-                let undone = set.remove();
-                return Err(error.after_undo(undone));
-            }
-        }
-        match set.make_ready() {
+        let mut volumes = plan.volumes.iter().zip(disks).enumerate();
+        let opened = volumes.try_for_each(|(index, (volume, disk))| match Instant::now() < deadline {
+            true => set.open(index, volume, disk, &partial),
+            false => Err(DriverError::new(Kind::DeadlinePassed, "open the copies")),
+        });
+        match opened.and_then(|()| set.make_ready()) {
             Ok(()) => Ok(Box::new(set)),
             Err(error) => {
                 let undone = set.remove();

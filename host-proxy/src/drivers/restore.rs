@@ -17,7 +17,7 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
-use super::{DriverError, Format, Kind, Owner, Progress, Volume};
+use super::{DriverError, Expose, Format, Kind, Owner, Progress, Volume};
 
 /// How much is copied at once, in bytes.
 const CHUNK: usize = 1 << 20;
@@ -88,6 +88,20 @@ pub(super) fn same_size(volume: &Volume, snapshot_bytes: u64, now_bytes: u64) ->
             volume.source
         ),
     ))
+}
+
+/// What became of a restore, once what showed its snapshot here is taken back. If that fails it harms nobody: who deletes the
+/// snapshot does it.
+pub(super) fn concealed(
+    show: &dyn Expose,
+    owner: Owner,
+    volume: &Volume,
+    restored: Result<(), DriverError>,
+) -> Result<(), DriverError> {
+    if let Err(error) = show.conceal(owner, &volume.serial) {
+        tracing::warn!("after a restore: {}", crate::service::chain(&error));
+    }
+    restored
 }
 
 /// A failure after which the volume may hold neither the old bytes nor the new, whatever the cause.

@@ -278,10 +278,8 @@ impl Zfs {
     /// Where a volume's snapshot can be read, from now on.
     fn shown(&self, owner: Owner, volume: &DiskSerial) -> Result<PathBuf, DriverError> {
         let held = inventory::one(&self.store, owner)?;
-        let record = held.record.as_ref().filter(|_| held.is_whole());
-        let mut parts = record.into_iter().flat_map(|record| record.parts.iter().enumerate());
-        let part = parts.find(|(_, part)| part.serial == *volume);
-        let shown = part.and_then(|(index, part)| Some((index, part, held.by_guid(part.cut?)?)));
+        let shown =
+            held.whole_part(volume).and_then(|(index, part)| Some((index, part, held.by_guid(part.cut?)?)));
         let Some((index, part, snapshot)) = shown else {
             let doing = format!("show the disk {volume} of {}", owner.snapshot);
             return Err(DriverError::new(Kind::NotFound, doing));

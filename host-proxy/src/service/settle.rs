@@ -125,9 +125,7 @@ fn settle_parts(
     for index in 0..parts.len() {
         let mut tell = |progress: drivers::Progress| {
             // A driver's own total may be smaller than the volumes' (it skips holes): scale.
-            let part = u128::from(totals[index]) * u128::from(progress.done_bytes)
-                / u128::from(progress.total_bytes.max(1));
-            let part = u64::try_from(part).unwrap_or(u64::MAX).min(totals[index]);
+            let part = drivers::Progress::share(totals[index], progress.done_bytes, progress.total_bytes);
             updates.send_replace(SettleState::Running(Progress { done_bytes: before + part, total_bytes }));
             Continue::Yes
         };

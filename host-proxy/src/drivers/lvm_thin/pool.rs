@@ -207,8 +207,13 @@ impl Pool {
 
     /// How much may be written until the pool's data is at its watermark, in bytes.
     pub(super) fn free_below_watermark(&self, vg: &VolumeGroup) -> Result<u64, DriverError> {
+        self.free_below(vg, f64::from(self.watermarks.data))
+    }
+
+    /// How much may be written until the pool's data is so many percent full, in bytes.
+    pub(super) fn free_below(&self, vg: &VolumeGroup, percent: f64) -> Result<u64, DriverError> {
         let pool = self.lv_in(vg)?;
-        let percent = f64::from(self.watermarks.data) - pool.data_percent.unwrap_or(100.0);
+        let percent = percent - pool.data_percent.unwrap_or(100.0);
         // lvm gives hundredths of a percent.
         let hundredths = (percent.clamp(0.0, 100.0) * 100.0) as u128;
         Ok(u64::try_from(u128::from(pool.size_bytes()) * hundredths / 10_000).unwrap_or(u64::MAX))

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use super::report::{Lv, VolumeGroup};
 use super::{LvmThin, delta, store};
 use crate::drivers::restore::differing::{self, Pair, can_be_written};
-use crate::drivers::restore::same_size;
-use crate::drivers::{DriverError, Expose, Extent, Kind, Others, Owner, Progress, Restore, Volume};
+use crate::drivers::restore::{concealed, same_size};
+use crate::drivers::{DriverError, Extent, Kind, Others, Owner, Progress, Restore, Volume};
 
 /// How long udev may take to let go of a volume that nobody writes any more.
 const LET_GO_LIMIT: Duration = Duration::from_secs(5);
@@ -37,11 +37,7 @@ impl Restore for LvmThin {
         let shown = store::activated(&self.pool, &snapshot)?;
         let written = Pair::open(&shown, volume, others)
             .and_then(|pair| self.write_what_differs(&vg, [&snapshot, origin], &pair, progress));
-        // One that stays active harms nobody: who deletes the snapshot deactivates it.
-        if let Err(error) = self.conceal(owner, &volume.serial) {
-            tracing::warn!("after a restore: {}", crate::service::chain(&error));
-        }
-        written
+        concealed(self, owner, volume, written)
     }
 }
 

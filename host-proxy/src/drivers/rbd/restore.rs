@@ -15,9 +15,10 @@ use super::ffi::image::{For, Image, Snapshot};
 use super::inventory;
 use crate::drivers::{DriverError, Kind, Others, Owner, Progress, Volume};
 
-/// The image, its snapshot, and the size of both.
+/// The image, the same as it was at its snapshot, and the size of both.
 struct Pair {
     image: Image,
+    then: Image,
     snapshot: Snapshot,
     size_bytes: u64,
 }
@@ -43,7 +44,7 @@ fn pair(pool: &Arc<Pool>, owner: Owner, volume: &Volume, what: For) -> Result<Pa
     if !image.has_exclusive_lock()? {
         return refuse(format!("nobody can be kept off it; rbd feature enable {name} exclusive-lock"));
     }
-    Ok(Pair { image, snapshot, size_bytes })
+    Ok(Pair { image, then, snapshot, size_bytes })
 }
 
 /// Proves that it would work.
@@ -58,10 +59,7 @@ pub(super) fn head(
     volume: &Volume,
     len: usize,
 ) -> Result<Vec<u8>, DriverError> {
-    let Pair { snapshot, .. } = pair(pool, owner, volume, For::Reading)?;
-    let image = Image::by_name(pool, super::image_name(volume)?, For::Reading)?;
-    image.size_at(snapshot.id)?;
-    image.head(len)
+    pair(pool, owner, volume, For::Reading)?.then.head(len)
 }
 
 /// Goes back. The lock is given up when the image is closed.
@@ -72,7 +70,7 @@ pub(super) fn roll_back(
     others: Others,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), DriverError> {
-    let Pair { image, snapshot, size_bytes: total_bytes } = pair(pool, owner, volume, For::Cutting)?;
+    let Pair { image, snapshot, size_bytes: total_bytes, .. } = pair(pool, owner, volume, For::Cutting)?;
     if others == Others::Nobody {
         // Before the lock is taken: a machine that runs keeps it.
         refuse_if_watched(pool, &image, volume)?;
@@ -89,9 +87,7 @@ pub(super) fn roll_back(
         // librbd tells of it on threads of its own.
         let rolling = scope.spawn(|| image.roll_back(&snapshot.name, tell));
         for (objects, of) in told {
-            let done = u128::from(total_bytes) * u128::from(objects) / u128::from(of.max(1));
-            let done_bytes =
-                u64::try_from(done).unwrap_or(total_bytes).min(total_bytes).max(furthest.unwrap_or(0));
+            let done_bytes = Progress::share(total_bytes, objects, of).max(furthest.unwrap_or(0));
             furthest = Some(done_bytes);
             progress(Progress { done_bytes, total_bytes });
         }

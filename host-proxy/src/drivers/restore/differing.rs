@@ -217,9 +217,8 @@ struct Told {
 
 impl Told {
     fn at(&self, done: u64, of: u64) -> Progress {
-        let part = u128::from(self.part_bytes) * u128::from(done) / u128::from(of.max(1));
-        let part = u64::try_from(part).unwrap_or(self.part_bytes);
-        Progress { done_bytes: self.from_bytes + part, total_bytes: self.total_bytes }
+        let done_bytes = self.from_bytes + Progress::share(self.part_bytes, done, of);
+        Progress { done_bytes, total_bytes: self.total_bytes }
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use protocol::SnapshotId;
+use protocol::{DiskSerial, SnapshotId};
 
 use super::names;
-use super::record::{Properties, Record};
+use super::record::{Part, Properties, Record};
 use super::report::Snapshot;
 use super::tool::Store;
 use crate::drivers::{DriverError, Found, Kind, Owner};
@@ -33,6 +33,12 @@ impl Held {
     pub(super) fn is_whole(&self) -> bool {
         let is_there = |guid: Option<u64>| guid.is_some_and(|guid| self.by_guid(guid).is_some());
         self.record.as_ref().is_some_and(|record| record.parts.iter().all(|part| is_there(part.cut)))
+    }
+
+    /// What it has of a volume, and its place in the set; only if it is whole.
+    pub(super) fn whole_part(&self, volume: &DiskSerial) -> Option<(usize, &Part)> {
+        let record = self.record.as_ref().filter(|_| self.is_whole())?;
+        record.parts.iter().enumerate().find(|(_, part)| part.serial == *volume)
     }
 
     pub(super) fn is_nothing(&self) -> bool {

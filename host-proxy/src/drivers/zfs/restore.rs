@@ -8,8 +8,8 @@ use std::path::Path;
 use super::volume::Place;
 use super::{Zfs, dataset, inventory};
 use crate::drivers::restore::differing::{self, Pair, can_be_written};
-use crate::drivers::restore::same_size;
-use crate::drivers::{DriverError, Expose, Extent, Kind, Others, Owner, Progress, Restore, Volume};
+use crate::drivers::restore::{concealed, same_size};
+use crate::drivers::{DriverError, Extent, Kind, Others, Owner, Progress, Restore, Volume};
 
 /// ZFS writes whole records; this is an image's, unless somebody set another (zfsprops(7), "recordsize"), in bytes.
 const RECORD_BYTES: u64 = 128 << 10;
@@ -31,19 +31,14 @@ impl Restore for Zfs {
         let place = self.place_of_same_size(owner, volume)?;
         let shown = self.shown(owner, &volume.serial)?;
         let written = self.write_what_differs(&place, &shown, volume, others, progress);
-        // A clone that stays harms nobody: who deletes the snapshot removes it.
-        if let Err(error) = self.conceal(owner, &volume.serial) {
-            tracing::warn!("after a restore: {}", crate::service::chain(&error));
-        }
-        written
+        concealed(self, owner, volume, written)
     }
 }
 
 impl Zfs {
     fn place_of_same_size(&self, owner: Owner, volume: &Volume) -> Result<Place, DriverError> {
         let held = inventory::one(&self.store, owner)?;
-        let parts = held.record.iter().filter(|_| held.is_whole()).flat_map(|record| &record.parts);
-        let part = parts.into_iter().find(|part| part.serial == volume.serial).ok_or_else(|| {
+        let (_, part) = held.whole_part(&volume.serial).ok_or_else(|| {
             let doing = format!("find the disk {} of {}", volume.serial, owner.snapshot);
             DriverError::new(Kind::NotFound, doing)
         })?;

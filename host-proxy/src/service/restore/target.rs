@@ -13,7 +13,7 @@ use protocol::{DiskSerial, ErrorCode, SnapshotRecord, WireError};
 use super::super::{Service, errors, shown};
 use crate::catalog::Restoring as Row;
 use crate::config::{PeerId, Vm};
-use crate::drivers::{DriverError, Exposed, Kind, Owner, Volume, restore};
+use crate::drivers::{DriverError, Exposed, Kind, Owner, Source, Volume, restore};
 use crate::policy::{Allowed, Asker, Restore};
 use crate::vmm::monitor::Monitor;
 use crate::vmm::pause::{self, RunState};
@@ -170,32 +170,31 @@ fn marks(store: &Store, owner: Owner, volume: &Volume, size_bytes: u64) -> Resul
         None => None,
         Some(show) => {
             let exposed = show.expose(owner, &volume.serial)?;
-            let then = match exposed {
-                Exposed::Node(_) => able
-                    .head_then(owner, volume, fingerprint::HEAD_BYTES)
-                    .map(|head| head.map(|head| fingerprint::of_head(&head))),
-                Exposed::Path { .. } => mark_of(store, volume, &exposed, size_bytes),
-            };
+            let head = head_then(store, able, owner, volume, &exposed, size_bytes);
             show.conceal(owner, &volume.serial)?;
-            then?
+            head?.map(|head| fingerprint::of_head(&head))
         }
     };
     able.can_restore(owner, volume)?;
     Ok(Marks { now, then })
 }
 
-/// What stands on the snapshot; a damaged one is told before its size is compared with the volume's.
-fn mark_of(
+/// The first bytes of what the snapshot has of a volume. A damaged one is told before its size is compared with the volume's.
+fn head_then(
     store: &Store,
+    able: &dyn restore::Restore,
+    owner: Owner,
     volume: &Volume,
     exposed: &Exposed,
     size_bytes: u64,
-) -> Result<Option<Fingerprint>, DriverError> {
+) -> Result<Option<Vec<u8>>, DriverError> {
+    let Exposed::Path { path, format } = exposed else {
+        return able.head_then(owner, volume, fingerprint::HEAD_BYTES);
+    };
     shown::refuse_what_is_too_short(exposed, size_bytes)?;
-    let Exposed::Path { path, format } = exposed else { return Ok(None) };
-    let source = crate::drivers::Source::Path(path.clone());
+    let source = Source::Path(path.clone());
     let snapshot = Volume { source, format: *format, ..volume.clone() };
-    Ok(Some(fingerprint::of_head(&store.driver.read_head(&snapshot, fingerprint::HEAD_BYTES)?)))
+    store.driver.read_head(&snapshot, fingerprint::HEAD_BYTES).map(Some)
 }
 
 /// What the guest reads of the disk must be what the host reads of the volume, now.
