@@ -33,7 +33,8 @@ pub(crate) fn cut(bed: &Bed, run: usize, then: Then) -> Result<u64> {
     }
 }
 
-fn timed<T>(call: impl FnOnce() -> T) -> (T, u64) {
+/// Its result, and how long it took, in microseconds.
+pub(crate) fn timed<T>(call: impl FnOnce() -> T) -> (T, u64) {
     std::thread::sleep(crate::FREEZE);
     let began = Instant::now();
     let result = call();

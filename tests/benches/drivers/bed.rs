@@ -20,7 +20,7 @@ use crate::Driver;
 use crate::pools::{Group, Tank};
 use crate::server::{Offers, Server};
 
-/// Of each volume. QEMU copies it a thousand times.
+/// Of each volume that is cut. QEMU copies it a thousand times.
 pub(crate) const DISK_BYTES: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -58,24 +58,25 @@ pub(crate) struct Qemu {
 }
 
 impl Bed {
-    pub(crate) fn make(driver: Driver) -> Result<Self> {
+    /// With volumes of this size, filled.
+    pub(crate) fn make(driver: Driver, bytes: u64) -> Result<Self> {
         let place = match driver {
-            Driver::Reflink => Place::Files { qemu: None, fs: files(Kind::Xfs)? },
-            Driver::Btrfs => Place::Files { qemu: None, fs: files(Kind::Btrfs)? },
+            Driver::Reflink => Place::Files { qemu: None, fs: files(Kind::Xfs, bytes)? },
+            Driver::Btrfs => Place::Files { qemu: None, fs: files(Kind::Btrfs, bytes)? },
             Driver::Qemu => {
-                let fs = files(Kind::Ext4)?;
+                let fs = files(Kind::Ext4, bytes)?;
                 Place::Files { qemu: Some(Qemu::start(&fs.path())?), fs }
             }
             Driver::Rbd => {
                 let ceph = Ceph::start();
                 for twin in [false, true] {
-                    ceph.rbd(&["create", name(twin), "--size", &format!("{DISK_BYTES}B")]);
+                    ceph.rbd(&["create", name(twin), "--size", &format!("{bytes}B")]);
                 }
                 Place::Pool(ceph)
             }
-            Driver::Csi => Place::Array(Array::start()?),
-            Driver::LvmThin => Place::Group(Group::make()?),
-            Driver::Zfs => Place::Tank(Tank::make()?),
+            Driver::Csi => Place::Array(Array::start(bytes)?),
+            Driver::LvmThin => Place::Group(Group::make(bytes)?),
+            Driver::Zfs => Place::Tank(Tank::make(bytes)?),
         };
         Ok(Self { driver, place })
     }
@@ -85,19 +86,53 @@ impl Bed {
         let at = (run as u64 * 7) % (DISK_BYTES / BLOCK) * BLOCK;
         let byte = u8::try_from(run % 255).context("a byte")? + 1;
         match &self.place {
-            Place::Files { qemu: Some(qemu), .. } => qemu.write(twin, at, byte),
-            Place::Files { qemu: None, fs } => write_block(&image(&fs.path(), twin), at, byte),
-            Place::Array(array) => write_block(&array.fs.path().join(name(twin)), at, byte),
-            Place::Group(group) => write_block(&group.device(twin), at, byte),
-            Place::Tank(tank) => write_block(&tank.device(twin), at, byte),
             // A program for each write would take most of the time.
             Place::Pool(_) if !run.is_multiple_of(10) => Ok(()),
-            Place::Pool(ceph) => {
-                let image = format!("rbd:{POOL}/{}:conf={}:id={USER}", name(twin), ceph.conf().display());
-                let write = format!("write -P {byte} {at} {BLOCK}");
-                loopfs::run(Command::new("qemu-io").args(["-f", "raw", "-c", &write, "-c", "flush", &image]));
-                Ok(())
+            _ => self.put(twin, byte, &[(at, BLOCK)]),
+        }
+    }
+
+    /// Writes these pieces, each where it begins and how long it is, synced.
+    pub(crate) fn put(&self, twin: bool, byte: u8, pieces: &[(u64, u64)]) -> Result<()> {
+        let path = match &self.place {
+            Place::Files { qemu: Some(qemu), .. } => {
+                return pieces.iter().try_for_each(|(at, len)| qemu.write(twin, *at, *len, byte));
             }
+            Place::Pool(ceph) => {
+                let writes = pieces.iter().map(|(at, len)| format!("write -P {byte} {at} {len}"));
+                in_pool(ceph, twin, writes);
+                return Ok(());
+            }
+            Place::Files { qemu: None, .. } | Place::Array(_) | Place::Group(_) | Place::Tank(_) => {
+                self.path(twin).context("it is on this host")?
+            }
+        };
+        let file = File::options().write(true).open(path)?;
+        for (at, len) in pieces {
+            file.write_all_at(&vec![byte; usize::try_from(*len)?], *at)?;
+        }
+        Ok(file.sync_all()?)
+    }
+
+    /// Whether the block there is of this byte.
+    pub(crate) fn holds(&self, twin: bool, byte: u8, at: u64) -> Result<bool> {
+        if let Place::Pool(ceph) = &self.place {
+            let said = in_pool(ceph, twin, std::iter::once(format!("read -P {byte} {at} {BLOCK}")));
+            return Ok(!said.contains("verification failed"));
+        }
+        let mut block = [0; BLOCK as usize];
+        File::open(self.path(twin).context("it is on this host")?)?.read_exact_at(&mut block, at)?;
+        Ok(block == [byte; BLOCK as usize])
+    }
+
+    /// Where a volume is on this host.
+    pub(crate) fn path(&self, twin: bool) -> Option<PathBuf> {
+        match &self.place {
+            Place::Files { fs, .. } => Some(image(&fs.path(), twin)),
+            Place::Array(array) => Some(array.fs.path().join(name(twin))),
+            Place::Group(group) => Some(group.device(twin)),
+            Place::Tank(tank) => Some(tank.device(twin)),
+            Place::Pool(_) => None,
         }
     }
 
@@ -152,10 +187,15 @@ impl Bed {
     }
 }
 
-fn write_block(path: &Path, at: u64, byte: u8) -> Result<()> {
-    let file = File::options().write(true).open(path)?;
-    file.write_all_at(&[byte; BLOCK as usize], at)?;
-    Ok(file.sync_all()?)
+/// Has qemu-io do this with an image; what it says.
+fn in_pool(ceph: &Ceph, twin: bool, commands: impl Iterator<Item = String>) -> String {
+    let image = format!("rbd:{POOL}/{}:conf={}:id={USER}", name(twin), ceph.conf().display());
+    let commands = commands.chain(["flush".to_owned()]).flat_map(|one| ["-c".to_owned(), one]);
+    loopfs::run(Command::new("qemu-io").args(["-f", "raw"]).args(commands).arg(image))
+}
+
+fn fill(path: &Path, bytes: u64) -> Result<()> {
+    Ok(File::create(path)?.write_all_at(&vec![1; usize::try_from(bytes)?], 0)?)
 }
 
 /// A volume's name.
@@ -172,7 +212,7 @@ pub(crate) fn image(fs: &Path, twin: bool) -> PathBuf {
     fs.join(name(twin)).join("image")
 }
 
-fn files(kind: Kind) -> Result<LoopFs> {
+fn files(kind: Kind, bytes: u64) -> Result<LoopFs> {
     let fs = LoopFs::in_memory(kind, 4096);
     for twin in [false, true] {
         let folder = fs.path().join(name(twin));
@@ -182,20 +222,20 @@ fn files(kind: Kind) -> Result<LoopFs> {
             }
             _ => fs::create_dir(&folder)?,
         }
-        File::create(image(&fs.path(), twin))?.write_all_at(&vec![1; DISK_BYTES as usize], 0)?;
+        fill(&image(&fs.path(), twin), bytes)?;
     }
     fs::create_dir(fs.path().join("bare"))?;
     Ok(fs)
 }
 
 impl Array {
-    fn start() -> Result<Self> {
+    fn start(bytes: u64) -> Result<Self> {
         let fs = LoopFs::in_memory(Kind::Xfs, 4096);
         let offers = Offers { snapshots: true, lists: true, groups: true, room: true, changes: false };
         let server = Server::start(&fs.path().join("csi.sock"), &fs.path(), offers);
         for twin in [false, true] {
             let path = fs.path().join(name(twin));
-            File::create(&path)?.write_all_at(&vec![1; DISK_BYTES as usize], 0)?;
+            fill(&path, bytes)?;
             server.state().volumes.insert(name(twin).to_owned(), path);
         }
         fs::create_dir(fs.path().join("store"))?;
@@ -249,9 +289,9 @@ impl Qemu {
         Qmp::connect(&self.at("hand"), LIMIT).context("reach QEMU")
     }
 
-    fn write(&self, twin: bool, at: u64, byte: u8) -> Result<()> {
+    fn write(&self, twin: bool, at: u64, len: u64, byte: u8) -> Result<()> {
         let line = format!(
-            "qemu-io -d /machine/peripheral/dev-{}/virtio-backend \"write -P {byte} {at} {BLOCK}\"",
+            "qemu-io -d /machine/peripheral/dev-{}/virtio-backend \"write -P {byte} {at} {len}\"",
             name(twin)
         );
         let said =

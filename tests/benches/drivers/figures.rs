@@ -7,12 +7,10 @@ use anyhow::{Context, Result};
 use harness::figures::percentile;
 use serde::{Deserialize, Serialize};
 
-use crate::Driver;
-
-/// How many cuts at the end of a series, and at its beginning, stand for the last and the first.
+/// How many at the end of a series, and at its beginning, stand for the last and the first.
 const ENDS: usize = 20;
 
-/// Whose cut.
+/// Whose way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Way {
@@ -28,14 +26,16 @@ pub(crate) enum Series {
     Few,
     /// None is.
     Many,
+    /// Not cut, but given the bytes of one again.
+    Restore,
 }
 
-/// The cuts of one series, in the order in which they were made.
+/// What each took in one series, in the order in which they were made.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Figure {
     pub(crate) driver: String,
     pub(crate) way: Way,
-    pub(crate) cut_us: Vec<u64>,
+    pub(crate) took_us: Vec<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -52,18 +52,30 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    /// With those that are there of drivers that are not measured now.
-    pub(crate) fn beside(folder: &Path, measured: &[Driver]) -> Result<Self> {
+    /// With those that are there; each series that is measured takes the place of what is there of it.
+    pub(crate) fn beside(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder)?;
         let there = fs::read_to_string(folder.join("figures.jsonl")).unwrap_or_default();
-        let mut lines: Vec<Line> = there.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
-        lines.retain(|line| !measured.iter().any(|driver| driver.as_str() == line.figure.driver));
+        let lines = there.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
         Ok(Self { folder: folder.to_owned(), lines })
     }
 
     pub(crate) fn add(&mut self, series: Series, figures: [Figure; 2]) -> Result<()> {
-        self.lines.extend(figures.map(|figure| Line { series, figure }));
+        for figure in figures {
+            self.put(Line { series, figure });
+        }
         self.write()
+    }
+
+    fn put(&mut self, line: Line) {
+        let is_same = |other: &Line| {
+            (other.series, other.figure.way, &other.figure.driver)
+                == (line.series, line.figure.way, &line.figure.driver)
+        };
+        match self.lines.iter_mut().find(|other| is_same(other)) {
+            Some(there) => *there = line,
+            None => self.lines.push(line),
+        }
     }
 
     fn write(&self) -> Result<()> {
@@ -74,7 +86,7 @@ impl Figures {
     /// What was measured elsewhere, line by line as it is kept.
     pub(crate) fn add_lines(&mut self, lines: &str) -> Result<()> {
         for line in lines.lines() {
-            self.lines.push(serde_json::from_str(line)?);
+            self.put(serde_json::from_str(line)?);
         }
         self.write()
     }
@@ -82,7 +94,17 @@ impl Figures {
     fn of(&self, driver: &str, series: Series, way: Way) -> &[u64] {
         let wanted =
             |line: &&Line| line.series == series && line.figure.way == way && line.figure.driver == driver;
-        self.lines.iter().find(wanted).map_or(&[], |line| &line.figure.cut_us)
+        self.lines.iter().find(wanted).map_or(&[], |line| &line.figure.took_us)
+    }
+
+    /// Bare and ours, in the order of their values.
+    fn both(&self, driver: &str, series: Series) -> (Vec<u64>, Vec<u64>) {
+        let sorted = |way| {
+            let mut values = self.of(driver, series, way).to_vec();
+            values.sort_unstable();
+            values
+        };
+        (sorted(Way::Bare), sorted(Way::Ours))
     }
 
     /// A row for each driver: bare and ours at p50 and p95, what is ours of it; the first and the last of many.
@@ -91,16 +113,10 @@ impl Figures {
             "| driver | n | bare p50/p95 ms | hostsnapd p50/p95 ms | of it ours | many | bare first → last | hostsnapd first → last | last, × bare's last |\n\
              |---|---|---|---|---|---|---|---|---|\n",
         );
-        let mut drivers: Vec<&str> = self.lines.iter().map(|line| line.figure.driver.as_str()).collect();
-        drivers.dedup();
-        for driver in drivers {
-            let sorted = |way| {
-                let mut values = self.of(driver, Series::Few, way).to_vec();
-                values.sort_unstable();
-                values
-            };
-            let (bare, ours) = (sorted(Way::Bare), sorted(Way::Ours));
-            let p50 = |values: &[u64]| percentile(values, 50);
+        let is_cut = |line: &&Line| line.series == Series::Few && line.figure.way == Way::Ours;
+        for line in self.lines.iter().filter(is_cut) {
+            let driver = line.figure.driver.as_str();
+            let (bare, ours) = self.both(driver, Series::Few);
             let (bare_p50, ours_p50) = (p50(&bare), p50(&ours));
             let more = ours_p50.saturating_sub(bare_p50);
             let ends = |way| {
@@ -134,9 +150,35 @@ impl Figures {
         text
     }
 
+    /// A row for each driver that can: bare and ours at p50 and p95, and how many times the bare one's ours is.
+    pub(crate) fn table_of_restores(&self) -> String {
+        let mut text = String::from(
+            "| driver | n | bare p50/p95 ms | hostsnapd p50/p95 ms | × bare |\n|---|---|---|---|---|\n",
+        );
+        let ours = |line: &&Line| line.series == Series::Restore && line.figure.way == Way::Ours;
+        for line in self.lines.iter().filter(ours) {
+            let driver = line.figure.driver.as_str();
+            let (bare, ours) = self.both(driver, Series::Restore);
+            text += &format!(
+                "| {driver} | {} | {}/{} | {}/{} | {:.2} |\n",
+                ours.len(),
+                ms(p50(&bare)),
+                ms(percentile(&bare, 95)),
+                ms(p50(&ours)),
+                ms(percentile(&ours, 95)),
+                ratio(p50(&ours), p50(&bare)),
+            );
+        }
+        text
+    }
+
     pub(crate) fn keep(&self, table: &str) -> Result<()> {
         Ok(fs::write(self.folder.join("drivers.md"), table)?)
     }
+}
+
+fn p50(sorted: &[u64]) -> u64 {
+    percentile(sorted, 50)
 }
 
 #[allow(clippy::cast_precision_loss)] // shown with two decimals

@@ -3,6 +3,8 @@
 //!
 //! Ours is the cut as a record has it: `Operation::cut` of the service, from its beginning until all disks are cut.
 //!
+//! And what going back costs, beside what the storage itself has for it.
+//!
 //! It reports and keeps the raw figures; nothing is asserted. Run by `cargo xtask bench drivers`.
 //!
 //! | module | idea |
@@ -11,6 +13,7 @@
 //! | `pools` | those whose kernel side this machine may lack: in a virtual machine |
 //! | `bare` | the bare operation of each storage |
 //! | `ours` | one snapshot by the service |
+//! | `restores` | going back to a snapshot, both ways |
 //! | `figures` | raw figures, percentiles, the table |
 
 mod bare;
@@ -18,6 +21,7 @@ mod bed;
 mod figures;
 mod ours;
 mod pools;
+mod restores;
 #[allow(dead_code, reason = "the contract's; it can do more than a benchmark wants")]
 #[path = "../../../host-proxy/tests/contract/csi/server.rs"]
 mod server;
@@ -28,7 +32,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
-use bed::Bed;
+use bed::{Bed, DISK_BYTES};
 use figures::{Figure, Figures, Series, Way};
 use ours::Ours;
 
@@ -45,10 +49,13 @@ struct Options {
     /// How many snapshots of one volume are made then
     #[arg(long, default_value_t = 1000)]
     thousand: usize,
+    /// How often each way goes back to a snapshot
+    #[arg(long, default_value_t = 20)]
+    restores: usize,
     /// The storage drivers
     #[arg(long, value_delimiter = ',', default_value = "reflink,btrfs,qemu,rbd,csi,lvm-thin,zfs")]
     driver: Vec<Driver>,
-    /// Where figures.jsonl and drivers.md are kept; figures of other drivers that are there stay
+    /// Where figures.jsonl and drivers.md are kept; what is there of other drivers, and of what is measured 0 times, stays
     #[arg(long, default_value = "../target/bench/drivers")]
     out: PathBuf,
     /// What `cargo bench` says
@@ -85,20 +92,25 @@ impl Driver {
 fn main() -> Result<()> {
     let options = Options::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let mut figures = Figures::beside(&options.out, &options.driver)?;
+    let mut figures = Figures::beside(&options.out)?;
     for driver in &options.driver {
         eprintln!("{}…", driver.as_str());
-        if let Some(lines) = pools::measured_within(*driver, options.runs, options.thousand)? {
+        if let Some(lines) = pools::measured_within(*driver, &options)? {
             figures.add_lines(&lines)?;
             continue;
         }
-        let few = measure(*driver, &runtime, options.runs, Then::Removed);
-        figures.add(Series::Few, few.with_context(|| format!("{} with few snapshots", driver.as_str()))?)?;
-        let many = measure(*driver, &runtime, options.thousand, Then::Kept);
-        figures
-            .add(Series::Many, many.with_context(|| format!("{} with many snapshots", driver.as_str()))?)?;
+        for series in [Series::Few, Series::Many, Series::Restore] {
+            let measured = match series {
+                Series::Few => measure(*driver, &runtime, options.runs, Then::Removed),
+                Series::Many => measure(*driver, &runtime, options.thousand, Then::Kept),
+                Series::Restore => restores::measure(*driver, &runtime, options.restores),
+            };
+            if let Some(measured) = measured.with_context(|| format!("{}: {series:?}", driver.as_str()))? {
+                figures.add(series, measured)?;
+            }
+        }
     }
-    let table = figures.table();
+    let table = format!("{}\n{}", figures.table(), figures.table_of_restores());
     println!("{table}");
     figures.keep(&table)
 }
@@ -110,29 +122,34 @@ enum Then {
     Kept,
 }
 
+/// Bare and ours; `None` where it is not to be measured.
 fn measure(
     driver: Driver,
     runtime: &tokio::runtime::Runtime,
     runs: usize,
     then: Then,
-) -> Result<[Figure; 2]> {
-    let bed = Bed::make(driver)?;
+) -> Result<Option<[Figure; 2]>> {
+    if runs == 0 {
+        return Ok(None);
+    }
+    let bed = Bed::make(driver, DISK_BYTES)?;
     let ours = Ours::on(&bed)?;
-    let mut figures = [Way::Bare, Way::Ours].map(|way| Figure {
-        driver: driver.as_str().to_owned(),
-        way,
-        cut_us: Vec::new(),
-    });
+    let mut figures = none_yet(driver);
     for run in 0..runs {
         // By turns, and each is first as often as the other.
         for way in if run % 2 == 0 { [0, 1] } else { [1, 0] } {
             bed.write(way == 0, run)?;
             let took_us = match way {
                 0 => bare::cut(&bed, run, then)?,
-                _ => runtime.block_on(ours.cut(then))?,
+                _ => runtime.block_on(ours.cut(then))?.took_us,
             };
-            figures[way].cut_us.push(took_us);
+            figures[way].took_us.push(took_us);
         }
     }
-    Ok(figures)
+    Ok(Some(figures))
+}
+
+/// Bare and ours.
+fn none_yet(driver: Driver) -> [Figure; 2] {
+    [Way::Bare, Way::Ours].map(|way| Figure { driver: driver.as_str().to_owned(), way, took_us: Vec::new() })
 }

@@ -1,8 +1,8 @@
-//! One snapshot by the service itself, from `prepare` until it is durable; its cut is what is measured.
+//! One snapshot by the service itself, from `prepare` until it is durable, of which the cut is measured; and a restore.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use harness::ceph::{Ceph, POOL, USER};
@@ -11,14 +11,15 @@ use host_proxy::catalog::Catalog;
 use host_proxy::config::Config;
 use host_proxy::drivers::rbd;
 use host_proxy::policy::{self, Asker};
-use host_proxy::service::{Outcome, Service};
+use host_proxy::service::{Outcome, RestoreStep, Service};
 use host_proxy::world::World;
 use protocol::evidence::{Evidence, Freeze};
 use protocol::fingerprint::Fingerprint;
 use protocol::message::{DiskRequest, Prepare};
 use protocol::record::Timing;
+use protocol::restore::{Layout, Restore, Safety};
 use protocol::text::Labels;
-use protocol::{BoundedVec, Consistency, RequestId};
+use protocol::{BoundedVec, Consistency, RequestId, SnapshotId};
 
 use crate::Then;
 use crate::bed::Bed;
@@ -34,6 +35,13 @@ pub(crate) fn place(ceph: &Ceph) -> rbd::Place {
         user: USER.to_owned(),
         timeout: Duration::from_secs(15),
     }
+}
+
+/// A snapshot.
+pub(crate) struct Cut {
+    /// How long its cut took, in microseconds.
+    pub(crate) took_us: u64,
+    pub(crate) id: SnapshotId,
 }
 
 /// A service with one machine that has one disk.
@@ -61,11 +69,10 @@ impl Ours {
         Ok(Self { service, _folder: folder })
     }
 
-    /// How long the cut took, in microseconds.
-    pub(crate) async fn cut(&self, then: Then) -> Result<u64> {
+    pub(crate) async fn cut(&self, then: Then) -> Result<Cut> {
         let world = self.service.world();
         let vm = world.vm(UUID.parse()?).context("the machine")?;
-        let disk = DiskRequest { serial: "disk".parse()?, size_bytes: 0, fingerprint: Fingerprint::empty() };
+        let disk = disk(0)?;
         let prepare = Prepare {
             request: RequestId::random(),
             disks: vec![disk].try_into()?,
@@ -93,6 +100,39 @@ impl Ours {
             let allowed = policy::delete_as_admin(&record, host_proxy::service::now())?;
             self.service.delete(allowed).await?;
         }
-        Ok(took_us)
+        Ok(Cut { took_us, id: record.id })
     }
+    /// Gives the disk the bytes of a snapshot, as its guest asks for it, and keeps nothing of what it holds now; how long that
+    /// took, in microseconds.
+    pub(crate) async fn restore(&self, id: SnapshotId, size_bytes: u64) -> Result<u64> {
+        let world = self.service.world();
+        let vm = world.vm(UUID.parse()?).context("the machine")?.clone();
+        let wanted = Restore {
+            request: RequestId::random(),
+            id,
+            disks: vec![disk(size_bytes)?].try_into()?,
+            safety: Safety::None,
+            layout: Layout::Same,
+            dry_run: false,
+        };
+        let began = Instant::now();
+        let mut restoring = self.service.restore(Asker::Guest, vm, wanted, "bench".to_owned());
+        loop {
+            if let RestoreStep::Ended(done) = restoring.next().await {
+                done?;
+                return Ok(u64::try_from(began.elapsed().as_micros())?);
+            }
+        }
+    }
+
+    /// Whether its driver can.
+    pub(crate) fn can_restore(&self) -> Result<bool> {
+        let world = self.service.world();
+        let store = world.stores().next().context("the store")?;
+        Ok(store.driver.restore().is_some())
+    }
+}
+
+fn disk(size_bytes: u64) -> Result<DiskRequest> {
+    Ok(DiskRequest { serial: "disk".parse()?, size_bytes, fingerprint: Fingerprint::empty() })
 }

@@ -14,8 +14,8 @@ use harness::vm::Plan;
 use harness::wait::wait_until;
 use harness::within;
 
-use crate::Driver;
-use crate::bed::{DISK_BYTES, name};
+use crate::bed::name;
+use crate::{Driver, Options};
 
 /// A thousand snapshots of both twins, under emulation.
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
@@ -25,7 +25,7 @@ const POOL_BYTES: u64 = 1200 << 20;
 const OUT: &str = "/run/figures";
 
 /// The figures of a driver that is measured in a machine, as they are kept; of another one none.
-pub(crate) fn measured_within(driver: Driver, runs: usize, thousand: usize) -> Result<Option<String>> {
+pub(crate) fn measured_within(driver: Driver, options: &Options) -> Result<Option<String>> {
     let tools = match driver {
         Driver::LvmThin => Tools::DeviceMapper,
         Driver::Zfs => Tools::Zfs,
@@ -36,7 +36,9 @@ pub(crate) fn measured_within(driver: Driver, runs: usize, thousand: usize) -> R
     }
     let driver = driver.as_str();
     let plan = Plan::debian(&format!("bench-{driver}")).tools([tools]).memory_mib(MEMORY_MIB);
-    let arguments = format!("--driver {driver} --runs {runs} --thousand {thousand} --out {OUT}");
+    let Options { runs, thousand, restores, .. } = options;
+    let arguments =
+        format!("--driver {driver} --runs {runs} --thousand {thousand} --restores {restores} --out {OUT}");
     let lines = within::program(plan, &arguments, &Path::new(OUT).join("figures.jsonl"), LIMIT);
     Ok(Some(lines))
 }
@@ -63,10 +65,10 @@ impl Drop for Device {
     }
 }
 
-fn fill(device: &Path) -> Result<()> {
+fn fill(device: &Path, bytes: u64) -> Result<()> {
     wait_until("the volume is there", Duration::from_secs(60), || device.exists());
     let file = File::options().write(true).open(device)?;
-    file.write_all_at(&vec![1; DISK_BYTES as usize], 0)?;
+    file.write_all_at(&vec![1; usize::try_from(bytes)?], 0)?;
     Ok(file.sync_all()?)
 }
 
@@ -78,7 +80,7 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    pub(crate) fn make() -> Result<Self> {
+    pub(crate) fn make(bytes: u64) -> Result<Self> {
         let device = Device::make()?;
         let lvm = |arguments: &[&str]| run(Command::new("lvm").args(arguments));
         // The group's metadata is a text, with some lines for each snapshot.
@@ -98,11 +100,15 @@ impl Group {
             GROUP,
         ]);
         for twin in [false, true] {
-            let size = format!("{}b", DISK_BYTES.max(4 << 20));
+            let size = format!("{}b", bytes.max(4 << 20));
             lvm(&["lvcreate", "-q", "--thin", "-V", &size, "-n", name(twin), &group.pool()]);
-            fill(&group.device(twin))?;
+            fill(&group.device(twin), bytes)?;
         }
         Ok(group)
+    }
+
+    pub(crate) fn vg(&self) -> &'static str {
+        GROUP
     }
 
     pub(crate) fn pool(&self) -> String {
@@ -128,15 +134,15 @@ pub(crate) struct Tank {
 }
 
 impl Tank {
-    pub(crate) fn make() -> Result<Self> {
+    pub(crate) fn make(bytes: u64) -> Result<Self> {
         let device = Device::make()?;
         run(Command::new("zpool").args(["create", "-m", "none", TANK, &device.path]));
         let tank = Self { _device: device };
         run(Command::new("zfs").args(["create", &tank.store()]));
         for twin in [false, true] {
-            let size = DISK_BYTES.to_string();
+            let size = bytes.to_string();
             run(Command::new("zfs").args(["create", "-s", "-V", &size, &tank.volume(twin)]));
-            fill(&tank.device(twin))?;
+            fill(&tank.device(twin), bytes)?;
         }
         Ok(tank)
     }

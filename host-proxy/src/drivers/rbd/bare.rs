@@ -1,5 +1,7 @@
 //! The bare call of librbd, for the benchmark that holds the driver against it.
 
+use std::sync::mpsc;
+
 use super::Place;
 use super::ffi::cluster::Pool;
 use super::ffi::image::{For, Image};
@@ -18,6 +20,12 @@ impl BareImage {
     /// `rbd_snap_create2`.
     pub fn snapshot(&self, name: &str) -> Result<(), DriverError> {
         self.0.snapshot(&text(name)?)
+    }
+
+    /// `rbd_snap_rollback_with_progress`, of which nobody hears, under the image's lock.
+    pub fn roll_back(&self, name: &str) -> Result<(), DriverError> {
+        self.0.lock()?;
+        self.0.roll_back(name, mpsc::channel().0)
     }
 
     /// Removes such a snapshot.
