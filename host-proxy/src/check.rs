@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::cli::Output;
 use crate::config::{Config, PeerId, Vm};
 use crate::discover;
-use crate::drivers::{Format, ROOM_UNKNOWN, VolumeFacts};
+use crate::drivers::{ROOM_UNKNOWN, VolumeFacts};
 use crate::failure;
 use crate::service::chain;
 use crate::world::{Store, World};
@@ -61,10 +61,10 @@ pub fn run(config: &Path, output: Output) -> ExitCode {
 }
 
 impl DiskFacts {
-    fn of(store: &Store, format: Format, free_bytes: Option<u64>) -> Self {
+    fn of(store: &Store, free_bytes: Option<u64>) -> Self {
         Self {
             driver: store.driver.name(),
-            abilities: store.driver.abilities().on(format).words(),
+            abilities: store.driver.abilities().words(),
             limits: store.driver.limits(),
             free_bytes,
             floor_bytes: store.config.min_free,
@@ -134,7 +134,7 @@ fn look(world: &World) -> Vec<Finding> {
                 Ok(VolumeFacts { size_bytes }) => (true, view::size(size_bytes)),
                 Err(error) => (false, chain(&error)),
             };
-            let facts = DiskFacts::of(store, disk.format, rooms.get(disk.store.as_str()).copied().flatten());
+            let facts = DiskFacts::of(store, rooms.get(disk.store.as_str()).copied().flatten());
             findings.push(Finding {
                 what: format!("disk {} of {}", disk.serial, vm.name),
                 ok,

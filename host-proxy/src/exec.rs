@@ -1,5 +1,7 @@
 //! External programs: found once, by absolute path; run with a limit, at which they are ended.
 //! What they mean is their driver's.
+//!
+//! A program has a limit for all of it; one that tells how far it is, for as long as it tells nothing new.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,6 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 const FOLDERS: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 /// What a program may print, in bytes. A report on ten thousand volumes has about ten million.
 const OUTPUT_LIMIT: usize = 64 << 20;
+const TOO_MUCH: &str = "it prints more than any report has";
 /// Between SIGTERM and SIGKILL: a program that is in the middle of something finishes it.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -46,6 +49,16 @@ pub enum ExecError {
         program: String,
         /// How long it had.
         limit: Duration,
+        /// What it complained about until then.
+        stderr: String,
+    },
+    /// It told nothing new for so long, and was ended.
+    #[error("{program} made no progress for {} s{}", .silence.as_secs(), said(.stderr))]
+    Stuck {
+        /// Which.
+        program: String,
+        /// For how long.
+        silence: Duration,
         /// What it complained about until then.
         stderr: String,
     },
@@ -99,37 +112,94 @@ impl Tool {
 
     /// Runs it to its end; what it printed.
     pub fn run(&self, command: &mut Command, limit: Duration) -> Result<String, ExecError> {
+        let mut stdout = Vec::new();
+        let mut keep = |bytes: &[u8]| -> io::Result<()> {
+            if stdout.len() + bytes.len() > OUTPUT_LIMIT {
+                return Err(io::Error::other(TOO_MUCH));
+            }
+            stdout.extend_from_slice(bytes);
+            Ok(())
+        };
+        let ran = self.run_to_its_end(command, Limit::InAll(limit), &mut keep);
+        ran.map(|()| String::from_utf8_lossy(&stdout).into_owned())
+    }
+
+    /// Runs it to its end, however long that takes while it goes on printing; after so long without a word it is ended.
+    /// `hear` is given what it prints. It ends with the thread that runs it.
+    pub fn run_while_it_tells(
+        &self,
+        command: &mut Command,
+        silence: Duration,
+        hear: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), ExecError> {
+        end_with_us(command);
+        let mut hear = |bytes: &[u8]| {
+            hear(bytes);
+            Ok(())
+        };
+        self.run_to_its_end(command, Limit::WithoutAWord(silence), &mut hear)
+    }
+
+    fn run_to_its_end(&self, command: &mut Command, limit: Limit, hear: &mut Hear) -> Result<(), ExecError> {
         let program = self.name();
         let failed = |source| ExecError::Io { program: program.clone(), source };
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(&failed)?;
-        let heard = listen(&mut child, Instant::now() + limit);
-        let (stdout, stderr, ended) = match heard {
-            Ok(heard) => heard,
-            Err(error) => {
-                end(&mut child);
-                return Err(failed(error));
-            }
-        };
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(&failed)?;
+        // Whatever happens, it is not left running.
+        let mut child = Running(child);
+        let (stderr, ended) = listen(&mut child.0, limit, hear).map_err(&failed)?;
         let stderr = String::from_utf8_lossy(&stderr).into_owned();
         if !ended {
-            end(&mut child);
-            return Err(ExecError::TimedOut { program, limit, stderr });
+            drop(child);
+            return Err(match limit {
+                Limit::InAll(limit) => ExecError::TimedOut { program, limit, stderr },
+                Limit::WithoutAWord(silence) => ExecError::Stuck { program, silence, stderr },
+            });
         }
-        let status = child.wait().map_err(failed)?;
-        if !status.success() {
-            return Err(ExecError::Failed { program, status, stderr });
-        }
-        Ok(String::from_utf8_lossy(&stdout).into_owned())
+        let status = child.0.wait().map_err(failed)?;
+        if status.success() { Ok(()) } else { Err(ExecError::Failed { program, status, stderr }) }
     }
 }
 
-/// Reads what a child prints until it ends, and whether it ended. A daemon that it left behind may
+/// How long a program may take.
+#[derive(Clone, Copy)]
+enum Limit {
+    /// For all of it.
+    InAll(Duration),
+    /// Since it was last heard of.
+    WithoutAWord(Duration),
+}
+
+impl Limit {
+    fn deadline(self) -> Instant {
+        match self {
+            Self::InAll(limit) | Self::WithoutAWord(limit) => Instant::now() + limit,
+        }
+    }
+}
+
+/// Is given what a program prints.
+type Hear<'a> = dyn FnMut(&[u8]) -> io::Result<()> + 'a;
+
+/// Ended when dropped, unless it has ended by itself and was waited for.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !matches!(self.0.try_wait(), Ok(Some(_))) {
+            end(&mut self.0);
+        }
+    }
+}
+
+/// Hears a child until it ends; what it complained about, and whether it ended. A daemon that it left behind may
 /// hold its output open: that is not waited for.
-fn listen(child: &mut Child, deadline: Instant) -> io::Result<(Vec<u8>, Vec<u8>, bool)> {
+fn listen(child: &mut Child, limit: Limit, hear: &mut Hear) -> io::Result<(Vec<u8>, bool)> {
+    let mut deadline = limit.deadline();
     let pid = Pid::from_child(child);
     let end = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
     let mut stdout = Pipe::new(child.stdout.take().expect("it is piped").into())?;
     let mut stderr = Pipe::new(child.stderr.take().expect("it is piped").into())?;
+    let mut complaints = Vec::new();
     loop {
         let (has_ended, in_time) = {
             let mut wanted = vec![PollFd::new(&end, PollFlags::IN)];
@@ -138,42 +208,62 @@ fn listen(child: &mut Child, deadline: Instant) -> io::Result<(Vec<u8>, Vec<u8>,
             let in_time = wait(&mut wanted, deadline)?;
             (!wanted[0].revents().is_empty(), in_time)
         };
-        stdout.drain()?;
-        stderr.drain()?;
+        let has_spoken = stdout.drain(hear)?;
+        stderr.drain(&mut |bytes: &[u8]| {
+            let room = OUTPUT_LIMIT.saturating_sub(complaints.len());
+            complaints.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            Ok(())
+        })?;
         if has_ended || !in_time {
-            return Ok((stdout.bytes, stderr.bytes, has_ended));
+            return Ok((complaints, has_ended));
+        }
+        if let (true, Limit::WithoutAWord(_)) = (has_spoken, limit) {
+            deadline = limit.deadline();
         }
     }
 }
 
+/// Has a child killed when the thread that starts it ends (prctl(2), `PR_SET_PDEATHSIG`).
+pub fn end_with_us(command: &mut Command) {
+    let us = rustix::process::getpid();
+    let ask = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        // Whoever died before that is not told of.
+        if rustix::process::getppid() == Some(us) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
+    };
+    // SAFETY: between fork and exec only two system calls are made: nothing is allocated, no lock is taken. Safe code has
+    // no way to have a child do something before it becomes the program.
+    unsafe { command.pre_exec(ask) };
+}
+
 struct Pipe {
     file: std::fs::File,
-    bytes: Vec<u8>,
     closed: bool,
 }
 
 impl Pipe {
     fn new(fd: OwnedFd) -> io::Result<Self> {
         set_nonblocking(&fd)?;
-        Ok(Self { file: fd.into(), bytes: Vec::new(), closed: false })
+        Ok(Self { file: fd.into(), closed: false })
     }
 
-    /// Takes what is there.
-    fn drain(&mut self) -> io::Result<()> {
+    /// Takes what is there; whether that was anything.
+    fn drain(&mut self, hear: &mut Hear) -> io::Result<bool> {
         let mut chunk = [0; 16 << 10];
+        let mut has_spoken = false;
         while !self.closed {
             match self.file.read(&mut chunk) {
                 Ok(0) => self.closed = true,
-                Ok(read) if self.bytes.len() + read <= OUTPUT_LIMIT => {
-                    self.bytes.extend_from_slice(&chunk[..read]);
+                Ok(read) => {
+                    has_spoken = true;
+                    hear(&chunk[..read])?;
                 }
-                Ok(_) => return Err(io::Error::other("it prints more than any report has")),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(has_spoken)
     }
 }
 
@@ -254,6 +344,32 @@ mod tests {
                 state.is_empty() || state.contains(") Z ")
             });
         }
+    }
+
+    #[test]
+    fn one_that_tells_how_far_it_is_may_take_as_long_as_it_tells_and_ends_with_who_runs_it() {
+        let tool = Tool::find("sh").unwrap();
+        let tell = |script: &str, hear: &mut dyn FnMut(&[u8])| {
+            tool.run_while_it_tells(tool.command().args(["-c", script]), Duration::from_secs(2), hear)
+        };
+        let mut heard = Vec::new();
+        let began = Instant::now();
+        let steps = "for n in 1 2 3 4 5 6; do sleep 0.5; echo $n; done";
+        tell(steps, &mut |bytes| heard.extend_from_slice(bytes)).unwrap();
+        assert_eq!(heard, b"1\n2\n3\n4\n5\n6\n");
+        assert!(began.elapsed() > Duration::from_secs(2), "it had more than its silence for all of it");
+        let error = tell("echo 1; echo why >&2; sleep 600", &mut |_| {}).unwrap_err();
+        assert_eq!(error.to_string(), format!("{} made no progress for 2 s: why", tool.name()));
+        // As whoever hears it comes to an end in the middle.
+        let folder = tempfile::tempdir().unwrap();
+        let pid = folder.path().join("pid");
+        let script = format!("echo $$ > {}; echo 1; sleep 600", pid.display());
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            tell(&script, &mut |_| std::panic::resume_unwind(Box::new("killed")))
+        }));
+        assert!(ended.is_err());
+        let pid = std::fs::read_to_string(pid).unwrap();
+        assert!(!Path::new("/proc").join(pid.trim()).exists(), "it was left running");
     }
 
     #[test]

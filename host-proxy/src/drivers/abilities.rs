@@ -1,8 +1,6 @@
 //! What a driver can do besides cutting, listing and deleting, told before anybody relies on it: who learns at the restore
 //! that there is none has lost.
 
-use super::{Format, restore};
-
 /// How the volumes of one set are cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetCut {
@@ -26,11 +24,6 @@ pub struct Abilities {
 }
 
 impl Abilities {
-    /// Those of them that a volume of this format has.
-    pub fn on(self, format: Format) -> Self {
-        Self { restore: self.restore && restore::unfit(format).is_none(), ..self }
-    }
-
     /// The words that people and programs read. A host that can more says one more.
     pub fn words(self) -> Vec<&'static str> {
         let Self { set, expose, changes, restore } = self;

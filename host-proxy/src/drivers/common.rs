@@ -29,7 +29,7 @@ pub(super) fn tool_failed(
 ) -> DriverError {
     let kind = match &error {
         ExecError::Missing(_) => Kind::Unsupported,
-        ExecError::TimedOut { .. } => Kind::DeadlinePassed,
+        ExecError::TimedOut { .. } | ExecError::Stuck { .. } => Kind::DeadlinePassed,
         ExecError::Failed { stderr, .. } => kind_of(stderr),
         ExecError::Io { .. } => Kind::Failed,
     };

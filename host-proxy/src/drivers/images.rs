@@ -1,6 +1,6 @@
 //! What drivers do alike whose snapshots hold a raw image file of each volume: showing it, and giving a volume its bytes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use protocol::DiskSerial;
 
@@ -11,6 +11,22 @@ use super::{DriverError, Expose, Exposed, Format, Others, Owner, Progress, Resto
 pub trait KeepsImages {
     /// The image of a volume in a snapshot that is whole; `NotFound` without one.
     fn image_of(&self, owner: Owner, volume: &DiskSerial) -> Result<PathBuf, DriverError>;
+
+    /// [`Restore::can_restore`], by the snapshot's image.
+    fn can_restore_by(&self, image: &Path, volume: &Volume) -> Result<(), DriverError> {
+        can_restore_image(image, volume)
+    }
+
+    /// [`Restore::restore`], by the snapshot's image.
+    fn restore_by(
+        &self,
+        image: &Path,
+        volume: &Volume,
+        others: Others,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), DriverError> {
+        restore_image(image, volume, others, progress)
+    }
 }
 
 impl<T: KeepsImages> Expose for T {
@@ -21,7 +37,7 @@ impl<T: KeepsImages> Expose for T {
 
 impl<T: KeepsImages> Restore for T {
     fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
-        can_restore_image(&self.image_of(owner, &volume.serial)?, volume)
+        self.can_restore_by(&self.image_of(owner, &volume.serial)?, volume)
     }
 
     fn restore(
@@ -31,6 +47,6 @@ impl<T: KeepsImages> Restore for T {
         others: Others,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), DriverError> {
-        restore_image(&self.image_of(owner, &volume.serial)?, volume, others, progress)
+        self.restore_by(&self.image_of(owner, &volume.serial)?, volume, others, progress)
     }
 }

@@ -7,6 +7,8 @@
 //! the store (QEMU `docs/interop/qemu-qmp-ref`, `add-fd`, `blockdev-backup`, `transaction`).
 
 mod job;
+mod offline;
+mod restore;
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::fd::AsFd;
@@ -19,9 +21,10 @@ use serde_json::json;
 
 use super::folder::{self, Folder, Place};
 use super::images::KeepsImages;
+use super::restore::{can_restore_image, restore_image};
 use super::{
-    Continue, CutSet, Deleted, Driver, DriverError, Expose, Format, Found, Kind, Owner, Plan, Progress,
-    Ready, Recovered, Restore, SetCut, Volume, VolumeFacts, VolumeSnapshot, image,
+    Continue, CutSet, Deleted, Driver, DriverError, Expose, Format, Found, Kind, Others, Owner, Plan,
+    Progress, Ready, Recovered, Restore, SetCut, Volume, VolumeFacts, VolumeSnapshot, image,
 };
 use crate::vmm::disk::{self, FindError};
 use crate::vmm::qmp::{Qmp, QmpError, Unfinished};
@@ -87,6 +90,26 @@ fn find(qmp: &mut Qmp, volume: &Volume) -> Result<disk::Disk, DriverError> {
 impl KeepsImages for Qemu {
     fn image_of(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<PathBuf, DriverError> {
         self.folder.image_of(owner, volume)
+    }
+
+    fn can_restore_by(&self, image: &Path, volume: &Volume) -> Result<(), DriverError> {
+        match volume.format {
+            Format::Raw => can_restore_image(image, volume),
+            Format::Qcow2 => restore::can_restore(image, volume),
+        }
+    }
+
+    fn restore_by(
+        &self,
+        image: &Path,
+        volume: &Volume,
+        others: Others,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), DriverError> {
+        match volume.format {
+            Format::Raw => restore_image(image, volume, others, progress),
+            Format::Qcow2 => restore::restore(image, volume, others, progress),
+        }
     }
 }
 

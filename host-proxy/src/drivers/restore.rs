@@ -1,11 +1,10 @@
 //! The ability to give a volume back the bytes that it had in a snapshot, in place: the image stays the same file, so
 //! that whatever has it open reads the old bytes from then on. What drivers that keep images share is here too.
 //!
-//! In place suits raw images only. QEMU caches the metadata of a qcow2 image (docs/interop/qcow2.rst, "cache") and would
-//! go on with that of the new one. Of a raw image it caches nothing but where data is known to be (`block/io.c`,
-//! `bdrv_co_block_status`), and of data that has become a hole it reads zeros all the same.
-//!
-//! Images are cloned or copied here; `differing` is for block devices.
+//! Raw images are cloned or copied here. Of those QEMU caches nothing but where data is known to be (`block/io.c`,
+//! `bdrv_co_block_status`), and of data that has become a hole it reads zeros all the same. It does cache the tables of a
+//! qcow2 image (docs/interop/qcow2.rst, "cache"), and would go on with them: `qemu/restore.rs` has it write the image itself.
+//! `differing` is for block devices.
 
 pub(super) mod differing;
 
@@ -61,16 +60,6 @@ pub enum Others {
     Nobody,
 }
 
-/// Why a volume of this format can't be restored in place; `None` if it can.
-pub fn unfit(format: Format) -> Option<&'static str> {
-    match format {
-        Format::Raw => None,
-        Format::Qcow2 => {
-            Some("QEMU caches the metadata of a qcow2 image: only raw ones are restored in place")
-        }
-    }
-}
-
 /// How many bytes there are.
 fn size(file: &File, volume: &Volume) -> Result<u64, DriverError> {
     seek(file, SeekFrom::End(0)).map_err(|error| DriverError::io(format!("look at {}", volume.source), error))
@@ -105,14 +94,17 @@ pub(super) fn concealed(
 }
 
 /// A failure after which the volume may hold neither the old bytes nor the new, whatever the cause.
-fn begun(doing: &str, error: impl Into<std::io::Error>) -> DriverError {
+pub(super) fn begun(doing: &str, error: impl Into<std::io::Error>) -> DriverError {
     DriverError { kind: Kind::Failed, ..DriverError::io(doing, error) }
 }
 
 /// Opens both and compares their sizes.
 fn open(snapshot: &Path, volume: &Volume) -> Result<(File, File, u64), DriverError> {
-    if let Some(why) = unfit(volume.format) {
-        return Err(DriverError::new(Kind::Unsupported, format!("restore {}: {why}", volume.source)));
+    if volume.format != Format::Raw {
+        return Err(DriverError::new(
+            Kind::Unsupported,
+            format!("restore {}: this driver takes raw images only", volume.source),
+        ));
     }
     let io = |path: &Path, error: std::io::Error| DriverError::io(format!("open {}", path.display()), error);
     let from = File::open(snapshot).map_err(|error| io(snapshot, error))?;
@@ -158,7 +150,7 @@ pub(super) fn restore_image(
 
 /// Keeps whoever honours QEMU's locks from opening the image, until `file` is closed. QEMU holds open-file-description
 /// locks on single bytes of it (`block/file-posix.c`, `raw_apply_lock_bytes`); one on all bytes meets each of them.
-fn lock(file: &File, volume: &Volume) -> Result<(), DriverError> {
+pub(super) fn lock(file: &File, volume: &Volume) -> Result<(), DriverError> {
     // SAFETY: all fields of a `flock` may be zero: from the first byte to the end of the file, wherever that is.
     let mut all: libc::flock = unsafe { std::mem::zeroed() };
     all.l_type = libc::F_WRLCK as libc::c_short;
@@ -235,7 +227,7 @@ pub(super) mod tests {
     use super::*;
     use crate::drivers::Source;
 
-    pub(super) fn volume(path: &Path) -> Volume {
+    pub(in crate::drivers) fn volume(path: &Path) -> Volume {
         Volume {
             serial: "data".parse().unwrap(),
             source: Source::Path(path.to_owned()),

@@ -6,13 +6,11 @@ use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, ChildStderr, Stdio};
 use std::time::Duration;
 
 use rustix::io::FdFlags;
-use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::bitmap::{self, Bitmap};
@@ -119,20 +117,8 @@ fn spawn(tool: &Tool, content: &Content, changed: Option<&Bitmap>) -> io::Result
     command.arg("--chardev").arg(format!("socket,id=monitor,fd={}", theirs.as_raw_fd()));
     command.args(["--monitor", "chardev=monitor,mode=control"]);
     command.stdout(Stdio::null()).stderr(Stdio::piped());
-    end_with_us(&mut command);
+    exec::end_with_us(&mut command);
     Ok((command.spawn()?, ours))
-}
-
-fn end_with_us(command: &mut Command) {
-    let us = rustix::process::getpid();
-    let ask = move || {
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        // Whoever died before that is not told of.
-        if rustix::process::getppid() == Some(us) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
-    };
-    // SAFETY: between fork and exec only two system calls are made: nothing is allocated, no lock is taken. Safe code has
-    // no way to have a child do something before it becomes the program.
-    unsafe { command.pre_exec(ask) };
 }
 
 fn tell(

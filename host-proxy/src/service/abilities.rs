@@ -39,7 +39,7 @@ impl Service {
                 rooms.insert(disk.store.clone(), (can, room.ok().filter(|room| *room != ROOM_UNKNOWN)));
             }
             let (can, free_bytes) = rooms.get(&disk.store).copied().unwrap_or_default();
-            let words = can.map_or_else(Vec::new, |can| words(can.on(disk.format), takes_disks));
+            let words = can.map_or_else(Vec::new, |can| words(can, takes_disks));
             let driver = store.driver.as_ref();
             disks.push(DiskAbilities {
                 serial: disk.serial.clone(),

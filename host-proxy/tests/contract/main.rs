@@ -11,6 +11,7 @@ mod export;
 mod lvm;
 mod lvm_faults;
 mod monitor;
+mod qcow2;
 mod restore;
 mod several_stores;
 mod sins;

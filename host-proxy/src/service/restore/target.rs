@@ -109,8 +109,7 @@ impl Service {
         proved.await.map_err(|error| match error.kind {
             Kind::Unsupported => {
                 let driver = &target.disk.driver;
-                let why = restore::unfit(target.volume.format);
-                let why = why.unwrap_or("it can't, or the disk has another size than the snapshot");
+                let why = "it can't, or the disk has another size than the snapshot";
                 tracing::info!(vm = %record.vm, "{doing}: {}", errors::chain(&error));
                 WireError::new(ErrorCode::Unsupported, format!("{doing} in place, by the driver {driver}: {why}"))
                     .hint("hostsnap disks shows what each disk's storage can do; hostsnap mount and cp read the snapshot")
