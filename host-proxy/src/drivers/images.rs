@@ -13,13 +13,14 @@ pub trait KeepsImages {
     fn image_of(&self, owner: Owner, volume: &DiskSerial) -> Result<PathBuf, DriverError>;
 
     /// [`Restore::can_restore`], by the snapshot's image.
-    fn can_restore_by(&self, image: &Path, volume: &Volume) -> Result<(), DriverError> {
+    fn can_restore_by(&self, _owner: Owner, image: &Path, volume: &Volume) -> Result<(), DriverError> {
         can_restore_image(image, volume)
     }
 
     /// [`Restore::restore`], by the snapshot's image.
     fn restore_by(
         &self,
+        _owner: Owner,
         image: &Path,
         volume: &Volume,
         others: Others,
@@ -37,7 +38,7 @@ impl<T: KeepsImages> Expose for T {
 
 impl<T: KeepsImages> Restore for T {
     fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
-        self.can_restore_by(&self.image_of(owner, &volume.serial)?, volume)
+        self.can_restore_by(owner, &self.image_of(owner, &volume.serial)?, volume)
     }
 
     fn restore(
@@ -47,6 +48,6 @@ impl<T: KeepsImages> Restore for T {
         others: Others,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), DriverError> {
-        self.restore_by(&self.image_of(owner, &volume.serial)?, volume, others, progress)
+        self.restore_by(owner, &self.image_of(owner, &volume.serial)?, volume, others, progress)
     }
 }

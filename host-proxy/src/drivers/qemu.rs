@@ -6,6 +6,7 @@
 //! The targets are opened here and handed to QEMU as descriptors, so that QEMU needs no right to
 //! the store (QEMU `docs/interop/qemu-qmp-ref`, `add-fd`, `blockdev-backup`, `transaction`).
 
+mod cover;
 mod job;
 mod offline;
 mod restore;
@@ -74,7 +75,8 @@ fn of_qmp(doing: String, error: QmpError) -> DriverError {
     DriverError { kind, doing, source: Some(Box::new(error)), undo_failed: None }
 }
 
-fn find(qmp: &mut Qmp, volume: &Volume) -> Result<disk::Disk, DriverError> {
+/// The disk, whatever it shows.
+fn look(qmp: &mut Qmp, volume: &Volume) -> Result<disk::Disk, DriverError> {
     let doing = || format!("find the disk {} in QEMU", volume.serial);
     disk::find(qmp, &volume.serial, volume.path()?).map_err(|error| match error {
         FindError::Qmp(error) => of_qmp(doing(), error),
@@ -87,20 +89,31 @@ fn find(qmp: &mut Qmp, volume: &Volume) -> Result<disk::Disk, DriverError> {
     })
 }
 
+/// The disk, which shows its image.
+fn find(qmp: &mut Qmp, volume: &Volume) -> Result<disk::Disk, DriverError> {
+    let disk = look(qmp, volume)?;
+    if disk.cover.is_some() {
+        let text = format!("use the disk {}: a restore of it is not finished", volume.serial);
+        return Err(DriverError::new(Kind::Busy, text));
+    }
+    Ok(disk)
+}
+
 impl KeepsImages for Qemu {
     fn image_of(&self, owner: Owner, volume: &protocol::DiskSerial) -> Result<PathBuf, DriverError> {
         self.folder.image_of(owner, volume)
     }
 
-    fn can_restore_by(&self, image: &Path, volume: &Volume) -> Result<(), DriverError> {
+    fn can_restore_by(&self, owner: Owner, image: &Path, volume: &Volume) -> Result<(), DriverError> {
         match volume.format {
             Format::Raw => can_restore_image(image, volume),
-            Format::Qcow2 => restore::can_restore(image, volume),
+            Format::Qcow2 => restore::can_restore(owner.snapshot, image, volume),
         }
     }
 
     fn restore_by(
         &self,
+        owner: Owner,
         image: &Path,
         volume: &Volume,
         others: Others,
@@ -108,7 +121,7 @@ impl KeepsImages for Qemu {
     ) -> Result<(), DriverError> {
         match volume.format {
             Format::Raw => restore_image(image, volume, others, progress),
-            Format::Qcow2 => restore::restore(image, volume, others, progress),
+            Format::Qcow2 => restore::restore(&self.folder, owner.snapshot, image, volume, others, progress),
         }
     }
 }
@@ -247,7 +260,7 @@ impl Driver for Qemu {
     }
 
     fn limits(&self) -> &'static str {
-        "any image of a running QEMU; a snapshot is a copy and takes what the disk holds; it is lost if QEMU ends before the copy does; raw ones can be restored"
+        "any image of a running QEMU; a snapshot is a copy and takes what the disk holds; it is lost if QEMU ends before the copy does"
     }
 }
 

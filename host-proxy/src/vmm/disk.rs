@@ -1,12 +1,13 @@
-//! Which block node of a QEMU is the disk with this serial.
+//! Which block node of a QEMU is the disk with this serial, and what lies over its image while that is given other bytes.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use protocol::DiskSerial;
+use protocol::{DiskSerial, SnapshotId};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::qmp::{Qmp, QmpError};
 
@@ -15,10 +16,43 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// A disk of a running QEMU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// What the block layer calls it.
+    /// What the block layer calls what its device reads: its image, or the cover over it.
     pub node: String,
+    /// What lies over its image.
+    pub cover: Option<CoverName>,
+    /// QEMU's driver for the node.
+    pub layout: String,
+    /// Its image, as QEMU opened it.
+    pub file: PathBuf,
     /// In bytes, as the guest sees it.
     pub size_bytes: u64,
+}
+
+/// The name of a cover: a block node that shows a disk other bytes than its image has. All that it is made of is called by
+/// it too. A node's name has at most 31 bytes (QEMU `include/block/block_int-common.h`, `node_name[32]`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CoverName(String);
+
+const COVER: &str = "hr";
+const COVER_DIGITS: usize = 24;
+
+impl CoverName {
+    /// The cover of a disk that shows it this snapshot: the same one always has the same name.
+    pub fn new(snapshot: SnapshotId, disk: &DiskSerial) -> Self {
+        let digits = Uuid::new_v5(snapshot.as_uuid(), disk.as_str().as_bytes()).simple().to_string();
+        Self(format!("{COVER}{}", &digits[..COVER_DIGITS]))
+    }
+
+    /// As the block node is called.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn of_node(node: &str) -> Option<Self> {
+        let digits = node.strip_prefix(COVER)?;
+        let is_ours = digits.len() == COVER_DIGITS && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_ours.then(|| Self(node.to_owned()))
+    }
 }
 
 /// Why it was not found.
@@ -81,16 +115,23 @@ pub fn find(qmp: &mut Qmp, wanted: &DiskSerial, image: &Path) -> Result<Disk, Fi
         _ => return Err(FindError::Several { wanted: wanted.clone(), count: found.len() }),
     };
     let inserted = &block["inserted"];
-    let file = inserted["image"]["filename"].as_str().unwrap_or_default();
+    let cover = inserted["node-name"].as_str().and_then(CoverName::of_node);
+    let image_of = &inserted["image"];
+    let image_of = if cover.is_some() { &image_of["backing-image"] } else { image_of };
+    let file = image_of["filename"].as_str().unwrap_or_default();
     let configured =
         fs::metadata(image).map_err(|source| FindError::Image { path: image.to_owned(), source })?;
     if is_other_file(Path::new(file), &configured) {
         return Err(FindError::OtherImage { wanted: wanted.clone(), there: file.to_owned() });
     }
     let node = inserted["node-name"].as_str();
+    let layout = inserted["drv"].as_str();
     let size_bytes = inserted["image"]["virtual-size"].as_u64();
-    match (node, size_bytes) {
-        (Some(node), Some(size_bytes)) => Ok(Disk { node: node.to_owned(), size_bytes }),
+    match (node, layout, size_bytes) {
+        (Some(node), Some(layout), Some(size_bytes)) => {
+            let (node, layout) = (node.to_owned(), layout.to_owned());
+            Ok(Disk { node, cover, layout, file: file.into(), size_bytes })
+        }
         _ => Err(QmpError::Malformed("query-block without node-name or virtual-size".to_owned()).into()),
     }
 }

@@ -78,6 +78,11 @@ fn of_qmp(qmp: &mut Qmp) -> Result<RunState, QmpError> {
     })
 }
 
+/// Whether it is being moved or saved.
+pub(crate) fn is_moving(qmp: &mut Qmp) -> Result<bool, QmpError> {
+    of_qmp(qmp).map(|state| state == RunState::Moving)
+}
+
 /// In QEMU's words (`qapi/run-state.json`, `RunState`).
 fn status(qmp: &mut Qmp) -> Result<String, QmpError> {
     let answer = qmp.execute("query-status", json!({}), LIMIT)?;

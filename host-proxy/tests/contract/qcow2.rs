@@ -1,6 +1,8 @@
-//! qcow2 images given back the bytes of a snapshot: by `qemu-img` where nobody has them open.
+//! qcow2 images given back the bytes of a snapshot: by the QEMU that has them open, whatever happens meanwhile, and by
+//! `qemu-img` where nobody has.
 
 mod machine;
+mod proxy;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -10,6 +12,7 @@ use host_proxy::drivers::{DriverError, Kind, Others, Owner, Progress};
 
 use super::DISK_BYTES;
 use machine::{Machine, Shape, qemu_img};
+use proxy::Proxy;
 
 /// Restores, and watches what is told of it.
 fn restore(machine: &Machine, owner: Owner, others: Others) -> Result<(), DriverError> {
@@ -64,11 +67,6 @@ fn a_qcow2_image_that_nobody_has_open_goes_back_and_stays_the_same_file() {
     restore(&machine, newer, Others::Machine).unwrap();
     machine.holds(&now, inode);
     assert!(fs::read(machine.snapshot(old)).unwrap() == was, "a snapshot was changed");
-    for shape in [Shape::Drive, Shape::Scsi, Shape::IoThread] {
-        machine.boot(shape);
-        assert!(machine.reads() == now, "a guest reads something else");
-        machine.kill();
-    }
 }
 
 #[test]
@@ -116,4 +114,84 @@ fn a_qcow2_image_that_can_not_take_the_bytes_is_refused_untouched() {
     fs::remove_file(&image).unwrap();
     let gone = restore(&machine, old, Others::Nobody).expect_err("it is gone");
     assert_eq!(gone.kind, Kind::NotFound, "{gone}");
+}
+
+#[test]
+fn a_qcow2_disk_goes_back_while_its_machine_runs_however_qemu_has_it() {
+    for shape in [Shape::Blockdev, Shape::Drive, Shape::Scsi, Shape::IoThread] {
+        let mut machine = Machine::start(shape);
+        let inode = fs::metadata(machine.image()).unwrap().ino();
+        let (old, was) = scene(&machine);
+        machine.driver().restore().unwrap().can_restore(old, &machine.volume).unwrap();
+        machine.has_nothing_left();
+        restore(&machine, old, Others::Machine).unwrap_or_else(|error| panic!("{shape:?}: {error:?}"));
+        assert!(machine.reads() == was, "{shape:?}: a byte is not what it was at the cut");
+        machine.has_nothing_left();
+        // What its guest writes from then on is in the image.
+        machine.write(0x77, 3 << 20, 4096);
+        let mut now = was.clone();
+        now[3 << 20..][..4096].fill(0x77);
+        assert!(fs::read(machine.snapshot(old)).unwrap() == was, "a snapshot was changed");
+        machine.kill();
+        machine.holds(&now, inode);
+    }
+}
+
+/// As soon as a disk shows the old bytes its guest may use it; the host is not done by then.
+#[test]
+fn what_a_guest_writes_while_its_disk_goes_back_is_not_lost() {
+    let machine = Machine::start(Shape::Blockdev);
+    let (old, mut was) = scene(&machine);
+    let mut writes = 0;
+    let driver = machine.driver();
+    let write = &mut |progress: Progress| {
+        if progress.done_bytes > 0 && writes < 8 {
+            machine.write(0x77, (1 << 20) + 4096 * writes, 4096);
+            writes += 1;
+        }
+    };
+    driver.restore().unwrap().restore(old, &machine.volume, Others::Machine, write).unwrap();
+    assert!(writes > 0);
+    was[1 << 20..][..4096 * usize::try_from(writes).unwrap()].fill(0x77);
+    assert!(machine.reads() == was);
+}
+
+/// The service is killed after each of the commands that it gives QEMU: QEMU does it, and nobody knows.
+#[test]
+fn whenever_the_service_is_killed_a_restore_in_a_running_machine_is_finished_by_doing_it_again() {
+    let mut machine = Machine::start(Shape::Drive);
+    let (old, was) = scene(&machine);
+    let inode = fs::metadata(machine.image()).unwrap().ino();
+    let proxy = Proxy::start(&machine.at("proxy"), &machine.at("qmp"));
+    machine.volume.qmp = Some(machine.at("proxy"));
+    let mut covered = Vec::new();
+    let mut commands = 0;
+    loop {
+        commands += 1;
+        machine.write(0x22, 1 << 20, 2 << 20);
+        proxy.hang_up_after(commands);
+        let ended = restore(&machine, old, Others::Machine);
+        if !proxy.has_hung_up() {
+            ended.expect("nobody was in its way");
+            break;
+        }
+        if machine.is_covered() {
+            covered.push(commands);
+            let error = machine.driver().check(&machine.direct()).expect_err("it shows something else");
+            assert_eq!(error.kind, Kind::Busy, "{error}");
+        }
+        proxy.go_on();
+        restore(&machine, old, Others::Machine).unwrap_or_else(|error| panic!("after {commands}: {error:?}"));
+        assert!(machine.reads() == was, "a byte is not what it was at the cut, after {commands} commands");
+        machine.has_nothing_left();
+    }
+    // QEMU ends too, in the middle.
+    let [first, ..] = covered[..] else { panic!("it was never in place") };
+    machine.write(0x22, 1 << 20, 2 << 20);
+    proxy.hang_up_after(first);
+    restore(&machine, old, Others::Machine).expect_err("the service was killed");
+    machine.kill();
+    machine.volume.qmp = Some(machine.at("qmp"));
+    restore(&machine, old, Others::Machine).unwrap();
+    machine.holds(&was, inode);
 }

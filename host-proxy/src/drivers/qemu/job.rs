@@ -59,21 +59,23 @@ pub(super) fn ready_all(qmp: Qmp, actions: Vec<Value>) -> Result<Unfinished, Qmp
     qmp.say_all_but_the_end("transaction", json!({ "actions": actions }), LIMIT)
 }
 
-fn jobs(qmp: &mut Qmp) -> Result<Vec<Value>, QmpError> {
+/// All that QEMU has.
+pub(super) fn jobs(qmp: &mut Qmp) -> Result<Vec<Value>, QmpError> {
     match qmp.execute("query-jobs", json!({}), LIMIT)? {
         Value::Array(jobs) => Ok(jobs),
         other => Err(QmpError::Malformed(other.to_string())),
     }
 }
 
-fn of_name<'a>(jobs: &'a [Value], name: &Name) -> Option<&'a Value> {
-    jobs.iter().find(|job| job["id"] == name.as_str())
+/// The one of this name.
+pub(super) fn of_name<'a>(jobs: &'a [Value], name: &str) -> Option<&'a Value> {
+    jobs.iter().find(|job| job["id"] == name)
 }
 
 /// Whether QEMU has the jobs of all these, running or ended.
 pub(super) fn all_there(qmp: &mut Qmp, names: &[Name]) -> Result<bool, DriverError> {
     let jobs = jobs(qmp).map_err(|error| of_qmp("ask for the backup jobs".to_owned(), error))?;
-    Ok(!names.is_empty() && names.iter().all(|name| of_name(&jobs, name).is_some()))
+    Ok(!names.is_empty() && names.iter().all(|name| of_name(&jobs, name.as_str()).is_some()))
 }
 
 /// How far they are.
@@ -82,7 +84,7 @@ pub(super) fn state(qmp: &mut Qmp, names: &[Name]) -> Result<State, DriverError>
     let mut state =
         State { progress: Progress { done_bytes: 0, total_bytes: 0 }, is_done: true, error: None };
     for name in names {
-        let job = of_name(&jobs, name).ok_or_else(|| {
+        let job = of_name(&jobs, name.as_str()).ok_or_else(|| {
             DriverError::new(Kind::Failed, format!("QEMU has no backup job {} any more", name.as_str()))
         })?;
         state.progress.done_bytes += job["current-progress"].as_u64().unwrap_or(0);
@@ -101,7 +103,7 @@ pub(super) fn release(qmp: &mut Qmp, names: &[Name]) -> Result<(), QmpError> {
     for name in names {
         loop {
             let jobs = jobs(qmp)?;
-            match of_name(&jobs, name).map(|job| job["status"].as_str().unwrap_or_default()) {
+            match of_name(&jobs, name.as_str()).map(|job| job["status"].as_str().unwrap_or_default()) {
                 None => break,
                 Some("concluded") => {
                     ignore_refusal(qmp.execute("job-dismiss", json!({ "id": name.as_str() }), LIMIT))?;
@@ -127,7 +129,8 @@ pub(super) fn release(qmp: &mut Qmp, names: &[Name]) -> Result<(), QmpError> {
     Ok(())
 }
 
-fn ignore_refusal(result: Result<Value, QmpError>) -> Result<(), QmpError> {
+/// What is refused needs no doing.
+pub(super) fn ignore_refusal(result: Result<Value, QmpError>) -> Result<(), QmpError> {
     match result {
         Ok(_) | Err(QmpError::Refused { .. }) => Ok(()),
         Err(error) => Err(error),

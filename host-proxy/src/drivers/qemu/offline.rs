@@ -115,7 +115,8 @@ fn is_locked(error: &ExecError) -> bool {
     stderr.contains("Failed to get") && stderr.contains("lock")
 }
 
-fn qemu_img(volume: &Volume) -> Result<Tool, DriverError> {
+/// The program.
+pub(super) fn qemu_img(volume: &Volume) -> Result<Tool, DriverError> {
     Tool::find("qemu-img").map_err(|error| {
         tool_failed(format!("restore {} (install qemu-utils)", volume.source), error, |_| Kind::Unsupported)
     })

@@ -1,41 +1,58 @@
-//! A qcow2 image is given back the bytes of a snapshot, in place. A QEMU that has it open caches its tables, so nobody else
-//! may write to it meanwhile: `offline` is for an image that nobody has open.
+//! A qcow2 image is given back the bytes of a snapshot, in place. A QEMU that has it open caches its tables, so only that
+//! QEMU may write to it then (`cover`); where nobody has it open, `qemu-img` does (`offline`). One that is begun by the first
+//! and left in the middle, since QEMU ended, is finished by the second.
 
 use std::path::Path;
 
+use protocol::SnapshotId;
+
+use super::cover::{Image, Outcome};
 use super::offline;
+use crate::drivers::folder::Folder;
 use crate::drivers::{DriverError, Kind, Others, Progress, Volume};
-use crate::vmm::qmp::Qmp;
+use crate::vmm::disk::CoverName;
 
 /// Proves, without changing anything, that [`restore`] would work.
-pub(super) fn can_restore(snapshot: &Path, volume: &Volume) -> Result<(), DriverError> {
+pub(super) fn can_restore(id: SnapshotId, snapshot: &Path, volume: &Volume) -> Result<(), DriverError> {
+    // Also of a machine that runs: QEMU may end in the middle.
     offline::fits(snapshot, volume)?;
-    if is_running(volume)? { Err(running(volume)) } else { Ok(()) }
+    let Some(image) = in_a_machine(volume)? else { return Ok(()) };
+    match image.reach()? {
+        Some(mut qmp) => image.can_be_covered(&mut qmp, &CoverName::new(id, &volume.serial)),
+        None => Ok(()),
+    }
 }
 
 /// Gives the image these bytes.
 pub(super) fn restore(
+    folder: &Folder,
+    id: SnapshotId,
     snapshot: &Path,
     volume: &Volume,
     others: Others,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), DriverError> {
-    if others == Others::Machine && is_running(volume)? {
-        return Err(running(volume));
+    let image = if others == Others::Machine { in_a_machine(volume)? } else { None };
+    // One way after the other may do it: what is told never goes back.
+    let mut most = 0;
+    let mut progress = |now: Progress| {
+        most = most.max(now.done_bytes);
+        progress(Progress { done_bytes: most, ..now });
+    };
+    let Some(image) = image else { return offline::restore(snapshot, volume, &mut progress) };
+    offline::fits(snapshot, volume)?;
+    let name = CoverName::new(id, &volume.serial);
+    let scratch = folder.root().join(name.as_str());
+    match image.restore(snapshot, &name, &scratch, &mut progress)? {
+        Outcome::Restored => Ok(()),
+        Outcome::NoQemu => offline::restore(snapshot, volume, &mut progress),
+        Outcome::QemuEnded => offline::restore(snapshot, volume, &mut progress)
+            .map_err(|error| DriverError { kind: Kind::Failed, ..error }),
     }
-    offline::restore(snapshot, volume, progress)
 }
 
-fn is_running(volume: &Volume) -> Result<bool, DriverError> {
-    let Some(monitor) = &volume.qmp else { return Ok(false) };
-    match Qmp::connect(monitor, super::LIMIT) {
-        Err(error) if error.is_gone() => Ok(false),
-        Err(error) => Err(super::of_qmp(format!("talk to QEMU at {}", monitor.display()), error)),
-        Ok(_) => Ok(true),
-    }
-}
-
-fn running(volume: &Volume) -> DriverError {
-    let text = format!("restore {}: a running QEMU caches the tables of a qcow2 image", volume.source);
-    DriverError::new(Kind::Unsupported, text)
+/// The image as a machine has it whose monitor is known.
+fn in_a_machine(volume: &Volume) -> Result<Option<Image<'_>>, DriverError> {
+    let Some(monitor) = volume.qmp.as_deref() else { return Ok(None) };
+    Ok(Some(Image { monitor, volume, path: volume.path()? }))
 }

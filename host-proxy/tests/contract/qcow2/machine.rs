@@ -144,10 +144,23 @@ impl Machine {
         Box::new(Qemu::new(self.at("store")).unwrap())
     }
 
+    /// Its disk, by its own monitor.
+    pub(crate) fn direct(&self) -> Volume {
+        Volume { qmp: Some(self.at("qmp")), ..self.volume.clone() }
+    }
+
+    /// Whether something else than its image is below its device.
+    pub(crate) fn is_covered(&self) -> bool {
+        let blocks = self.ask("query-block", json!({}));
+        let nodes =
+            blocks.as_array().unwrap().iter().filter_map(|block| block["inserted"]["node-name"].as_str());
+        nodes.into_iter().any(|name| name.starts_with("hr"))
+    }
+
     pub(crate) fn take(&self) -> Owner {
         let owner = owner();
-        let volumes = [Volume { qmp: Some(self.at("qmp")), ..self.volume.clone() }];
-        let mut cut = self.driver().prepare(&plan(owner, &volumes), soon()).unwrap().cut(soon()).unwrap();
+        let mut cut =
+            self.driver().prepare(&plan(owner, &[self.direct()]), soon()).unwrap().cut(soon()).unwrap();
         settle(&mut *cut).unwrap();
         cut.seal(b"final").unwrap();
         owner
@@ -167,6 +180,26 @@ impl Machine {
         let bytes = fs::read(self.snapshot(owner)).unwrap();
         self.driver().delete(owner).unwrap();
         bytes
+    }
+
+    /// Nothing of a restore is left in QEMU or in the store.
+    #[track_caller]
+    pub(crate) fn has_nothing_left(&self) {
+        assert_eq!(self.ask("query-jobs", json!({})), json!([]));
+        let nodes = self.ask("query-named-block-nodes", json!({ "flat": true }));
+        let nodes: Vec<_> =
+            nodes.as_array().unwrap().iter().map(|node| node["node-name"].as_str().unwrap()).collect();
+        assert_eq!(nodes.iter().filter(|name| name.starts_with("hr")).count(), 0, "{nodes:?}");
+        // A QEMU whose guest is paused closes no descriptors.
+        self.ask("cont", json!({}));
+        drop(Qmp::connect(&self.at("qmp"), LIMIT).unwrap());
+        harness::wait::wait_until("no descriptors are left", LIMIT, || {
+            self.ask("query-fdsets", json!({})) == json!([])
+        });
+        self.ask("stop", json!({}));
+        let names = |folder: PathBuf| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        let left: Vec<_> = names(self.at("store/.hostsnap")).collect();
+        assert_eq!(left, [owner().vm.to_string().as_str()]);
     }
 
     /// The image, which nobody has open, holds these bytes; and is whole, and the same file, with all that is in it.
