@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use crate::link::Link;
 use crate::process::Process;
-use crate::vm::Vm;
+use crate::vm::{Vm, layout};
 use crate::wait::wait_until;
 
 /// A running `hostsnapd`.
@@ -49,8 +49,9 @@ pub fn config(driver: &str, store: &Path, machines: &[Machine<'_>]) -> String {
         );
         for (serial, path) in disks {
             text += &format!(
-                "[[vm.disk]]\nserial = \"{serial}\"\nstore = \"store\"\npath = \"{}\"\nformat = \"raw\"\n",
-                path.display()
+                "[[vm.disk]]\nserial = \"{serial}\"\nstore = \"store\"\npath = \"{}\"\nformat = \"{}\"\n",
+                path.display(),
+                layout(path)
             );
         }
     }

@@ -122,7 +122,8 @@ impl Plan {
     /// With a disk.
     #[must_use]
     pub fn disk(self, path: &Path, serial: &str) -> Self {
-        self.blockdev(&format!("driver=raw,file.driver=file,file.filename={}", path.display()), serial)
+        let layout = layout(path);
+        self.blockdev(&format!("driver={layout},file.driver=file,file.filename={}", path.display()), serial)
     }
 
     /// With a disk that QEMU opens so, as a `-blockdev` without the node's name.
@@ -297,6 +298,11 @@ fn attach(command: &mut Command, index: usize, disk: &Disk) {
     };
 }
 
+/// How the bytes of an image lie in its file: its name says so.
+pub fn layout(image: &Path) -> &'static str {
+    if image.extension().is_some_and(|extension| extension == "qcow2") { "qcow2" } else { "raw" }
+}
+
 /// The image is shared by all tests: what is written goes to an overlay, which may be lost with the machine.
 fn attach_debian(command: &mut Command, overlay: &Path) {
     run(Command::new("qemu-img")
@@ -388,6 +394,12 @@ fn tail(path: &Path) -> String {
 /// When it can't be made.
 pub fn blank_image(folder: &Path, name: &str, mib: u64) -> PathBuf {
     let path = folder.join(name);
+    if layout(&path) == "qcow2" {
+        let mut create = Command::new("qemu-img");
+        create.args(["create", "-q", "-f", "qcow2"]).arg(&path).arg(format!("{mib}M"));
+        assert!(create.status().expect("qemu-img").success(), "{} was not made", path.display());
+        return path;
+    }
     let file = fs::File::create(&path).expect("an image");
     file.set_len(mib << 20).expect("an image's size");
     path

@@ -2,11 +2,13 @@
 //! stopped.
 
 use std::fs;
+use std::process::Command;
 
+use harness::loopfs;
 use harness::vm::Plan;
 use harness::wait::wait_until;
 use protocol::{RequestId, SnapshotId};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::stage::{LIMIT, Stage};
 
@@ -146,11 +148,47 @@ fn a_partitioned_disk_has_its_old_partitions(stage: &Stage) {
 
 #[test]
 fn by_qemu_a_machine_goes_back_to_a_snapshot() {
-    let stage = scene("qemu", "restore-qemu", &["data"]);
-    let old = snapshot_of(&stage, "old");
-    sh(&stage, "echo new > /data/word; echo new > /data/sub/word; sync");
+    let mut stage = scene("qemu", "restore-qemu", &["data", "cow.qcow2"]);
+    stage.mount("/dev/vdb", "/cow");
+    let write = |word: &str| {
+        sh(&stage, &format!("for file in data data/sub cow; do echo {word} > /$file/word; done"))
+    };
+    write("old");
+    let old = stage.create("/data /cow")["id"].as_str().expect("an id").to_owned();
+    write("new");
+    let disks = stage.vm.guest.json("hostsnap --json disks");
+    let can = |disk: &Value| disk["abilities"].as_array().is_some_and(|all| all.contains(&json!("restore")));
+    assert_eq!(
+        disks.as_array().map(|disks| disks.iter().filter(|disk| can(disk)).count()),
+        Some(2),
+        "{disks}"
+    );
     restore(&stage, &format!("{old} --remount"));
     word_is(&stage, "old");
+    assert_eq!(sh(&stage, "cat /cow/word"), "old");
+    // What is written from then on is in the image: QEMU has it below the disk again.
+    write("later");
+    let later = stage.create("/cow")["id"].as_str().expect("an id").to_owned();
     let absent = SnapshotId::from_uuid(*RequestId::random().as_uuid());
     assert_eq!(stage.vm.guest.run(&format!("hostsnap restore {absent}")).status, 5);
+    restore(&stage, &format!("{later} --remount"));
+    assert_eq!(sh(&stage, "cat /cow/word"), "later");
+
+    stage.vm.kill();
+    let mut said = None;
+    // Its vsock device outlives it by a moment.
+    wait_until("the host sees that it is stopped", LIMIT, || {
+        let output = stage.service.admin(&["restore", "app", &old, "--no-safety"]);
+        let is_busy = output.status.code() == Some(6);
+        said = Some(output);
+        !is_busy
+    });
+    let said = said.expect("it was asked");
+    assert!(said.status.success(), "{said:?}\n{}", stage.service.printed());
+    let (data, cow) =
+        (stage.image(&json!({ "id": old }), "data"), stage.image(&json!({ "id": old }), "cow%2eqcow2"));
+    assert!(fs::read(stage.store.path().join("data.img")).unwrap() == fs::read(data).unwrap());
+    let mut compare = Command::new("qemu-img");
+    compare.args(["compare", "-f", "raw", "-F", "qcow2"]).arg(cow).arg(stage.store.path().join("cow.qcow2"));
+    loopfs::run(&mut compare);
 }

@@ -24,7 +24,7 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// One machine with these disks, on an XFS store by the driver reflink.
+    /// One machine with these disks, on an XFS store by the driver reflink. A serial that ends so has a qcow2 image.
     pub(crate) fn set(name: &str, serials: &[&str]) -> Self {
         Self::planned(Plan::new(name), "reflink", serials, "")
     }
@@ -55,7 +55,10 @@ impl Stage {
         let store = LoopFs::new(kind, 1024.max(4 * disk_mib));
         let images: Vec<_> = serials
             .iter()
-            .map(|serial| blank_image(&store.path(), &format!("{serial}.img"), disk_mib))
+            .map(|serial| match serial.ends_with(".qcow2") {
+                true => blank_image(&store.path(), serial, disk_mib),
+                false => blank_image(&store.path(), &format!("{serial}.img"), disk_mib),
+            })
             .collect();
         let plan = images.iter().zip(serials).fold(plan, |plan, (image, serial)| plan.disk(image, serial));
         let vm = plan.boot();
