@@ -24,6 +24,8 @@ pub struct Disk {
     pub layout: String,
     /// Its image, as QEMU opened it.
     pub file: PathBuf,
+    /// Whether nothing can be written to the node.
+    pub is_read_only: bool,
     /// In bytes, as the guest sees it.
     pub size_bytes: u64,
 }
@@ -130,7 +132,8 @@ pub fn find(qmp: &mut Qmp, wanted: &DiskSerial, image: &Path) -> Result<Disk, Fi
     match (node, layout, size_bytes) {
         (Some(node), Some(layout), Some(size_bytes)) => {
             let (node, layout) = (node.to_owned(), layout.to_owned());
-            Ok(Disk { node, cover, layout, file: file.into(), size_bytes })
+            let is_read_only = inserted["ro"].as_bool().unwrap_or(false);
+            Ok(Disk { node, cover, layout, file: file.into(), is_read_only, size_bytes })
         }
         _ => Err(QmpError::Malformed("query-block without node-name or virtual-size".to_owned()).into()),
     }

@@ -70,6 +70,23 @@ fn a_qcow2_image_that_nobody_has_open_goes_back_and_stays_the_same_file() {
 }
 
 #[test]
+fn a_qcow2_disk_that_its_qemu_may_not_write_to_is_refused_untouched() {
+    let mut machine = Machine::start(Shape::Blockdev);
+    let (old, _) = scene(&machine);
+    machine.kill();
+    let before = fs::read(machine.image()).unwrap();
+    machine.boot(Shape::ReadOnly);
+    let driver = machine.driver();
+    let could = driver.restore().unwrap().can_restore(old, &machine.volume);
+    for error in [could, restore(&machine, old, Others::Machine)] {
+        let error = error.expect_err("it is read-only");
+        assert_eq!(error.kind, Kind::Unsupported, "{error}");
+    }
+    machine.has_nothing_left();
+    assert!(fs::read(machine.image()).unwrap() == before, "it was refused and touched");
+}
+
+#[test]
 fn a_qcow2_image_that_can_not_take_the_bytes_is_refused_untouched() {
     let mut machine = Machine::start(Shape::Blockdev);
     let (old, _) = scene(&machine);

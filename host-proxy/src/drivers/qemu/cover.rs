@@ -121,6 +121,11 @@ impl Image<'_> {
             let text = format!("{}: in QEMU it is below a filter, {}", doing(), disk.layout);
             return Err(DriverError::new(Kind::Unsupported, text));
         }
+        // A commit would make it writable.
+        if disk.is_read_only {
+            let text = format!("{}: QEMU was given it read-only", doing());
+            return Err(DriverError::new(Kind::Unsupported, text));
+        }
         Ok(disk)
     }
 

@@ -27,6 +27,7 @@ pub(crate) enum Shape {
     Drive,
     Scsi,
     IoThread,
+    ReadOnly,
 }
 
 pub(crate) struct Machine {
@@ -91,19 +92,21 @@ impl Machine {
             }
             _ => {
                 let file = json!({ "driver": "file", "filename": self.image() });
-                let node = json!({ "driver": "qcow2", "node-name": "one", "file": file });
+                let is_read_only = matches!(shape, Shape::ReadOnly);
+                let node =
+                    json!({ "driver": "qcow2", "node-name": "one", "read-only": is_read_only, "file": file });
                 command.arg("-blockdev").arg(node.to_string());
             }
         }
         match shape {
             Shape::Scsi => command.args(["-device", "virtio-scsi-pci,id=scsi"]),
             Shape::IoThread => command.args(["-object", "iothread,id=io"]),
-            Shape::Blockdev | Shape::Drive => &mut command,
+            Shape::Blockdev | Shape::Drive | Shape::ReadOnly => &mut command,
         };
         let device = match shape {
             Shape::Scsi => "scsi-hd,drive=one,serial=one,id=dev",
             Shape::IoThread => "virtio-blk-pci,drive=one,serial=one,id=dev,iothread=io",
-            Shape::Blockdev | Shape::Drive => "virtio-blk-pci,drive=one,serial=one,id=dev",
+            Shape::Blockdev | Shape::Drive | Shape::ReadOnly => "virtio-blk-pci,drive=one,serial=one,id=dev",
         };
         command.args(["-device", device]);
         let mut process = Process::start(&mut command, &self.at("log"));
