@@ -160,3 +160,26 @@ fn serial_of(qmp: &mut Qmp, block: &Value) -> Result<Option<String>, QmpError> {
 fn is_other_file(there: &Path, configured: &fs::Metadata) -> bool {
     fs::metadata(there).is_ok_and(|there| (there.dev(), there.ino()) != (configured.dev(), configured.ino()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cover_is_known_by_its_name_and_nothing_else_is_one() {
+        let id = |text: &str| text.parse::<SnapshotId>().unwrap();
+        let (one, other) =
+            (id("00000000-0000-0000-0000-0000000000aa"), id("00000000-0000-0000-0000-0000000000ab"));
+        let (data, log) = ("data".parse().unwrap(), "log".parse().unwrap());
+        let name = CoverName::new(one, &data);
+        assert_eq!(CoverName::of_node(name.as_str()), Some(name.clone()));
+        assert_eq!(name, CoverName::new(one, &data));
+        assert!(name != CoverName::new(other, &data) && name != CoverName::new(one, &log));
+        assert!(format!("{}-d", name.as_str()).len() < 32);
+        for node in
+            ["data", "#block123", "hr", "hr0123", &format!("{}-d", name.as_str()), "hs00000000000000000000-0"]
+        {
+            assert_eq!(CoverName::of_node(node), None, "{node}");
+        }
+    }
+}

@@ -8,7 +8,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use harness::loopfs::{Kind as Fs, LoopFs};
 use host_proxy::drivers::{DriverError, Kind, Others, Owner, Progress};
+use serde_json::json;
 
 use super::DISK_BYTES;
 use machine::{Machine, Shape, qemu_img};
@@ -67,6 +69,33 @@ fn a_qcow2_image_that_nobody_has_open_goes_back_and_stays_the_same_file() {
     restore(&machine, newer, Others::Machine).unwrap();
     machine.holds(&now, inode);
     assert!(fs::read(machine.snapshot(old)).unwrap() == was, "a snapshot was changed");
+}
+
+#[test]
+fn without_room_for_a_qcow2_image_nothing_is_touched_or_it_is_finished_when_there_is() {
+    let images = LoopFs::in_memory(Fs::Ext4, 48);
+    let machine = Machine::start_in(Shape::Blockdev, &images.path());
+    let (old, was) = scene(&machine);
+    let now = machine.reads();
+    // That it grows by more than there is can be told.
+    let filler = images.fill();
+    let refused = restore(&machine, old, Others::Machine).expect_err("there is no room");
+    assert_eq!(refused.kind, Kind::NoSpace, "{refused}");
+    assert!(machine.reads() == now, "it was refused and touched");
+    machine.has_nothing_left();
+    drop(filler);
+    // That an internal snapshot keeps its clusters can't.
+    machine.write(0x24, 0, 8 << 20);
+    machine.ask("blockdev-snapshot-internal-sync", json!({ "device": "one", "name": "full" }));
+    let filler = images.fill();
+    let stopped = restore(&machine, old, Others::Machine).expect_err("there is no room");
+    assert_eq!(stopped.kind, Kind::Failed, "{stopped}");
+    assert!(stopped.to_string().contains("No space left"), "{stopped}");
+    assert!(machine.is_covered(), "its guest reads what is half done");
+    drop(filler);
+    restore(&machine, old, Others::Machine).unwrap();
+    assert!(machine.reads() == was, "a byte is not what it was at the cut");
+    machine.has_nothing_left();
 }
 
 #[test]
@@ -182,7 +211,8 @@ fn whenever_the_service_is_killed_a_restore_in_a_running_machine_is_finished_by_
     let proxy = Proxy::start(&machine.at("proxy"), &machine.at("qmp"));
     machine.volume.qmp = Some(machine.at("proxy"));
     let mut covered = Vec::new();
-    let mut commands = 0;
+    // Those before only ask.
+    let mut commands = 9;
     loop {
         commands += 1;
         machine.write(0x22, 1 << 20, 2 << 20);

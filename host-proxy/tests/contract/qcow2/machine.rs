@@ -50,7 +50,18 @@ impl Machine {
     /// It runs. Its image has an internal snapshot too.
     pub(crate) fn start(shape: Shape) -> Self {
         let folder = tempfile::Builder::new().prefix("hsq-").tempdir_in("/tmp").unwrap();
-        let (base, image) = (folder.path().join("base.qcow2"), folder.path().join(NAME));
+        let image = folder.path().join(NAME);
+        Self::start_with(shape, folder, image)
+    }
+
+    /// As `start`, with its image in this folder.
+    pub(crate) fn start_in(shape: Shape, images: &Path) -> Self {
+        let folder = tempfile::Builder::new().prefix("hsq-").tempdir_in("/tmp").unwrap();
+        Self::start_with(shape, folder, images.join(NAME))
+    }
+
+    fn start_with(shape: Shape, folder: tempfile::TempDir, image: PathBuf) -> Self {
+        let base = folder.path().join("base.qcow2");
         let size = DISK_BYTES.to_string();
         fs::create_dir(folder.path().join("store")).unwrap();
         qemu_img(&["create", "-q", "-f", "qcow2", text(&base), &size]);
