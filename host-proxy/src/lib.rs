@@ -38,6 +38,7 @@ pub mod policy;
 pub mod serve;
 pub mod service;
 pub mod session;
+mod this_host;
 pub mod transport;
 pub mod vmm;
 pub mod world;

@@ -2,7 +2,7 @@
 //! committed before the first byte is changed: what a stop of the service leaves is finished from it.
 
 use protocol::{DiskSerial, RequestId, SnapshotId, VmUuid};
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Catalog, CatalogError};
 use crate::drivers::Others;
@@ -51,6 +51,27 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Restoring> {
     })
 }
 
+fn insert(connection: &Connection, how: &str, restoring: &Restoring) -> Result<(), CatalogError> {
+    let statement = format!(
+        "{how} INTO restores (vm_uuid, request, snapshot, disks, safety, others, stage, changed_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, unixepoch())"
+    );
+    let row = params![
+        restoring.vm.to_string(),
+        restoring.request.to_string(),
+        restoring.snapshot.to_string(),
+        serde_json::to_string(&restoring.disks).expect("serials are texts"),
+        restoring.safety.map(|id| id.to_string()),
+        match restoring.others {
+            Others::Machine => "machine",
+            Others::Nobody => "nobody",
+        },
+        if restoring.is_done { "done" } else { "begun" },
+    ];
+    connection.execute(&statement, row)?;
+    Ok(())
+}
+
 impl Catalog {
     /// Commits that disks are going to be overwritten.
     pub fn begin_restore(&self, restoring: &Restoring) -> Result<(), CatalogError> {
@@ -59,22 +80,12 @@ impl Catalog {
             "DELETE FROM restores WHERE stage = 'done' AND changed_at NOT BETWEEN unixepoch() - 86400 AND unixepoch() + 86400",
             [],
         )?;
-        connection.execute(
-            "INSERT INTO restores (vm_uuid, request, snapshot, disks, safety, others, stage, changed_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'begun', unixepoch())",
-            params![
-                restoring.vm.to_string(),
-                restoring.request.to_string(),
-                restoring.snapshot.to_string(),
-                serde_json::to_string(&restoring.disks).expect("serials are texts"),
-                restoring.safety.map(|id| id.to_string()),
-                match restoring.others {
-                    Others::Machine => "machine",
-                    Others::Nobody => "nobody",
-                },
-            ],
-        )?;
-        Ok(())
+        insert(&connection, "INSERT", restoring)
+    }
+
+    /// Enters one that only the storage knows, as far as it is. One that is known stays as it is known.
+    pub fn enter_restore(&self, restoring: &Restoring) -> Result<(), CatalogError> {
+        insert(&self.connection(), "INSERT OR IGNORE", restoring)
     }
 
     /// It is done.
@@ -139,7 +150,15 @@ mod tests {
         let known = catalog.restore(restoring.vm, restoring.request).unwrap();
         assert_eq!(known, Some(Restoring { is_done: true, ..restoring.clone() }));
         assert_eq!(catalog.restore(restoring.vm, RequestId::random()).unwrap(), None);
+        catalog.enter_restore(&restoring).unwrap();
+        assert_eq!(
+            catalog.unfinished_restores().unwrap(),
+            [],
+            "what is done is not begun by what the storage knows"
+        );
         catalog.forget_restore(&restoring).unwrap();
         assert_eq!(catalog.restore(restoring.vm, restoring.request).unwrap(), None);
+        catalog.enter_restore(&restoring).unwrap();
+        assert_eq!(catalog.unfinished_restores().unwrap(), std::slice::from_ref(&restoring));
     }
 }

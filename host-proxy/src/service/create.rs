@@ -16,8 +16,9 @@ use protocol::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::manifest::Manifest;
 use super::operation::{Common, Operation, Part, driver_name, log_undo};
-use super::{Service, errors, manifest};
+use super::{Service, errors};
 use crate::catalog::{Begun, Entry, Phase};
 use crate::config::{Disk, Vm};
 use crate::drivers::{Owner, Plan, Ready, Volume};
@@ -295,7 +296,8 @@ impl Common {
             if volumes.is_empty() {
                 continue;
             }
-            let plan = Plan { owner, volumes, manifest: manifest::write(&self.draft, self.stores) };
+            let plan =
+                Plan { owner, volumes, manifest: Manifest::new(self.draft.clone(), self.stores).text() };
             let doing = "ready the snapshot";
             let used = Arc::clone(store);
             let deadline = (Instant::now() + PREPARE_LIMIT).into_std();

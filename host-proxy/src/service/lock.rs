@@ -7,8 +7,9 @@ use std::time::Duration;
 use protocol::record::UnixMillis;
 use protocol::{ErrorCode, SnapshotRecord, WireError};
 
+use super::manifest::{Manifest, read_part};
 use super::reconcile::{Report, read_manifest};
-use super::{Service, errors, manifest};
+use super::{Service, errors};
 use crate::drivers::{Found, Kind};
 use crate::policy::{Allowed, Lock};
 use crate::world::Store;
@@ -40,12 +41,13 @@ impl Service {
             .hint("hostsnapd check says what is wrong with it"));
         }
         let parts = inventory.found.remove(&id).unwrap_or_default();
-        let stores = read_manifest(&parts).map_or(parts.len(), |(_, stores)| stores);
-        let text = Arc::new(manifest::write(&record, stores));
+        let stores = read_manifest(&parts).map_or(parts.len(), |manifest| manifest.stores);
         for (store, found) in parts.into_iter().filter(|(_, found)| found.whole) {
             let doing = format!("write the lock of {id} into the store {}", store.config.name);
-            let text = Arc::clone(&text);
-            let call = move || store.driver.rewrite(found.owner, &text);
+            let mut manifest = Manifest::new(record.clone(), stores);
+            // What is being restored from it in this store stays known.
+            manifest.restores = read_part(&found).map(|manifest| manifest.restores).unwrap_or_default();
+            let call = move || store.driver.rewrite(found.owner, &manifest.text());
             match self.workers.claimed(&claim, &doing, WRITE_LIMIT, call, drop).await {
                 Err(error) if error.kind != Kind::NotFound => {
                     return Err(errors::of_driver(record.vm.as_str(), &doing, &error));
@@ -74,8 +76,7 @@ impl Service {
 pub(super) fn lock_of(parts: &[(Arc<Store>, Found)]) -> Option<Option<UnixMillis>> {
     let mut longest = None;
     for (_, found) in parts {
-        let (record, _) = manifest::read(found.manifest.as_ref()?, found.owner).ok()?;
-        longest = longest.max(record.locked_until);
+        longest = longest.max(read_part(found)?.record.locked_until);
     }
     Some(longest)
 }

@@ -3,16 +3,21 @@
 use protocol::SnapshotRecord;
 use serde::{Deserialize, Serialize};
 
-use crate::drivers::Owner;
+use super::restore::Noted;
+use crate::drivers::{Found, Owner};
 
+/// What is written beside a snapshot, in each store that holds a part of it.
 #[derive(Serialize, Deserialize)]
-struct Manifest {
+pub(super) struct Manifest {
     /// The manifest's own version; 1 so far.
     hostsnap_manifest: u32,
-    record: SnapshotRecord,
+    pub(super) record: SnapshotRecord,
     /// How many stores hold a part of it; 0 where that was not written down yet.
     #[serde(default)]
-    stores: usize,
+    pub(super) stores: usize,
+    /// Which disks in this store are being given back its bytes, and which were last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) restores: Vec<Noted>,
 }
 
 /// Why a manifest was not believed.
@@ -26,22 +31,30 @@ pub(super) enum ManifestError {
     Foreign(protocol::SnapshotId),
 }
 
-/// The manifest of a record whose parts are in so many stores.
-pub(super) fn write(record: &SnapshotRecord, stores: usize) -> Vec<u8> {
-    let manifest = Manifest { hostsnap_manifest: 1, record: record.clone(), stores };
-    serde_json::to_vec_pretty(&manifest).expect("a record has no value that JSON lacks")
+impl Manifest {
+    /// That of a record whose parts are in so many stores.
+    pub(super) fn new(record: SnapshotRecord, stores: usize) -> Self {
+        Self { hostsnap_manifest: 1, record, stores, restores: Vec::new() }
+    }
+
+    /// What stands at `owner`'s place.
+    pub(super) fn read(bytes: &[u8], owner: Owner) -> Result<Self, ManifestError> {
+        let manifest: Self = serde_json::from_slice(bytes)?;
+        let record = &manifest.record;
+        match manifest.hostsnap_manifest {
+            1 if record.id == owner.snapshot && record.vm_uuid == owner.vm => Ok(manifest),
+            1 => Err(ManifestError::Foreign(record.id)),
+            version => Err(ManifestError::Version(version)),
+        }
+    }
+
+    /// As it is written.
+    pub(super) fn text(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).expect("a record has no value that JSON lacks")
+    }
 }
 
-/// The record of a manifest that stands at `owner`'s place, and in how many stores its parts are.
-pub(super) fn read(bytes: &[u8], owner: Owner) -> Result<(SnapshotRecord, usize), ManifestError> {
-    let manifest: Manifest = serde_json::from_slice(bytes)?;
-    match manifest {
-        Manifest { hostsnap_manifest: 1, record, stores }
-            if record.id == owner.snapshot && record.vm_uuid == owner.vm =>
-        {
-            Ok((record, stores))
-        }
-        Manifest { hostsnap_manifest: 1, record, .. } => Err(ManifestError::Foreign(record.id)),
-        Manifest { hostsnap_manifest: version, .. } => Err(ManifestError::Version(version)),
-    }
+/// That of one part of a snapshot, if it can be read.
+pub(super) fn read_part(found: &Found) -> Option<Manifest> {
+    Manifest::read(found.manifest.as_ref()?, found.owner).ok()
 }

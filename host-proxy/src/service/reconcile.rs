@@ -18,14 +18,15 @@ use tokio::time::Instant;
 use super::create::digest_of_record;
 use super::in_flight::Claim;
 use super::lock::lock_of;
+use super::manifest::Manifest;
 use super::operation::{Common, Part, name_disks, tell_if_cut_apart};
-use super::{Service, errors, manifest, settle};
+use super::{Service, errors, settle};
 use crate::catalog::{Begun, Entry, Phase};
 use crate::drivers::{CutSet, Found, Owner, Recovered, Volume};
 use crate::world::{Store, World};
 
 /// How long a store may take to list or recover.
-const STORE_LIMIT: Duration = Duration::from_secs(120);
+pub(super) const STORE_LIMIT: Duration = Duration::from_secs(120);
 
 /// What was found and what became of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,6 +180,7 @@ impl Service {
                 let parts = inventory.found.get(&id).filter(|parts| all_there(parts));
                 if let Some(parts) = parts {
                     self.believe_lock(&entry.record, parts).await;
+                    self.believe_restores(&entry.record, parts, report).await;
                 }
                 let whole = parts.is_some();
                 let is_gone = !inventory.found.contains_key(&id);
@@ -296,7 +298,7 @@ impl Service {
         let mut unread = Report::default();
         let inventory = self.inventory(&mut unread).await;
         let sealed = inventory.found.get(&id).and_then(|parts| read_manifest(parts).ok());
-        let mut record = sealed.map_or_else(|| record.clone(), |(record, _)| record);
+        let mut record = sealed.map_or_else(|| record.clone(), |manifest| manifest.record);
         record.state = State::Ready;
         match self.catalog(move |catalog| catalog.record(&record, Phase::Ready)).await {
             Ok(()) => report.resumed.push(id),
@@ -346,7 +348,7 @@ impl Service {
                 .problems
                 .push(format!("{id}: it is being worked on; run hostsnapd reconcile again"));
         };
-        let (mut record, stores) = match read_manifest(parts) {
+        let Manifest { mut record, stores, .. } = match read_manifest(parts) {
             Ok(read) => read,
             Err(problem) => return report.problems.push(format!("{id}: {problem}")),
         };
@@ -362,6 +364,10 @@ impl Service {
         // Another host's, whose machine is not known here: that host picks it up.
         if !whole && let Err(problem) = self.volumes_of(&record) {
             return report.problems.push(format!("{id}: {problem}"));
+        }
+        // Before the snapshot itself: after a crash in between it is still unknown, and all of this is done again.
+        if let Err(error) = self.enter_restores_of_unknown(&record, parts).await {
+            return report.problems.push(format!("{id}: {}", error.message));
         }
         let digest = digest_of_record(&record);
         let intent = record.clone();
@@ -426,21 +432,21 @@ impl Service {
 
 /// Whether no store that has a part of it is missing here.
 fn is_all_of_it(parts: &[(Arc<Store>, Found)]) -> bool {
-    read_manifest(parts).is_ok_and(|(_, stores)| parts.len() >= stores)
+    read_manifest(parts).is_ok_and(|manifest| parts.len() >= manifest.stores)
 }
 
 /// Whether every part is whole, and none is missing.
 fn all_there(parts: &[(Arc<Store>, Found)]) -> bool {
-    let stores = read_manifest(parts).map_or(0, |(_, stores)| stores);
+    let stores = read_manifest(parts).map_or(0, |manifest| manifest.stores);
     parts.len() >= stores && parts.iter().all(|(_, one)| one.whole)
 }
 
-/// The record, and in how many stores its parts are.
-pub(super) fn read_manifest(parts: &[(Arc<Store>, Found)]) -> Result<(SnapshotRecord, usize), String> {
+/// The manifest that decides: the first part's.
+pub(super) fn read_manifest(parts: &[(Arc<Store>, Found)]) -> Result<Manifest, String> {
     let (store, found) = parts.first().ok_or("it is in no store")?;
     let bytes = found
         .manifest
         .as_ref()
         .ok_or_else(|| format!("its manifest in the store {} can't be read", store.config.name))?;
-    manifest::read(bytes, found.owner).map_err(|error| errors::chain(&error))
+    Manifest::read(bytes, found.owner).map_err(|error| errors::chain(&error))
 }

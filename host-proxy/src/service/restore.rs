@@ -7,7 +7,9 @@
 //! | this one | what is asked for, from the question to the answer |
 //! | `target` | which disks, and the proof that it would work |
 //! | `work` | the bytes, and what a stop of the service left of them |
+//! | `noted` | what the storage knows of it, should the catalog be lost |
 
+mod noted;
 mod target;
 mod work;
 
@@ -33,6 +35,7 @@ use crate::catalog::Restoring as Row;
 use crate::config::Vm;
 use crate::drivers::Others;
 use crate::policy::{self, Asker};
+pub(super) use noted::Noted;
 use target::Target;
 use work::Stopped;
 
@@ -129,7 +132,7 @@ impl Service {
             let targets = self.targets_of(&row, &record)?;
             let done = plan(&record, &targets, row.safety);
             if !row.is_done {
-                self.overwrite(&row, targets, &claim, tell).await.map_err(Stopped::in_the_middle)?;
+                self.overwrite(&row, &record, targets, &claim, tell).await.map_err(Stopped::in_the_middle)?;
             }
             return Ok(done);
         }
@@ -150,7 +153,7 @@ impl Service {
         };
         let done = plan(&record, &targets, safety);
         self.commit(&row).await?;
-        self.begin_to_overwrite(&row, targets, &claim, tell).await?;
+        self.begin_to_overwrite(&row, &record, targets, &claim, tell).await?;
         Ok(done)
     }
 

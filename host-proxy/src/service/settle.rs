@@ -9,8 +9,9 @@ use protocol::{ErrorCode, SnapshotRecord, WireError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::errors;
+use super::manifest::Manifest;
 use super::operation::{Common, Part};
-use super::{errors, manifest};
 use crate::catalog::Phase;
 use crate::drivers::{self, Continue, CutSet, DriverError, Kind};
 
@@ -136,7 +137,7 @@ fn settle_parts(
     }
     record.state = State::Ready;
     record.timing.settle_us = u64::try_from(cut_ended.elapsed().as_micros()).unwrap_or(u64::MAX);
-    let manifest = manifest::write(record, stores);
+    let manifest = Manifest::new(record.clone(), stores).text();
     while let Some(part) = parts.pop() {
         // The contents are safe; only their final name is missing.
         part.stage.seal(&manifest).map_err(|cause| Unsettled { cause, can_be_recovered: true })?;

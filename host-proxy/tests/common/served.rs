@@ -40,6 +40,17 @@ impl Folder {
         command
     }
 
+    /// A command that needs no service.
+    pub(crate) fn offline(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_hostsnapd"))
+            .args(arguments)
+            .arg("--config")
+            .arg(self.at("hostsnapd.toml"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
     pub(crate) fn printed(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.at("log")).unwrap_or_default()).into_owned()
     }

@@ -166,6 +166,18 @@ impl Host {
         self.service.take().expect("it was started").kill();
     }
 
+    pub(crate) fn catalog(&self) -> PathBuf {
+        self.disks[0].mount.join("state/catalog.sqlite")
+    }
+
+    /// The catalog's file is gone, and what SQLite keeps beside it.
+    pub(crate) fn lose_catalog(&self) {
+        for beside in ["", "-wal", "-shm"] {
+            let _ = fs::remove_file(self.catalog().with_extension(format!("sqlite{beside}")));
+        }
+        assert!(!self.catalog().exists());
+    }
+
     /// The disks are as they were when the power was cut.
     pub(crate) fn lose_power(&mut self) {
         self.kill();

@@ -1,12 +1,16 @@
 //! A restore of a set over the drivers reflink and btrfs. Whenever it is struck, the disks hold the new bytes or the old
-//! ones when the service is up again, never half of each; and the request, repeated, comes to its end.
+//! ones when the service is up again, never half of each; and the request, repeated, comes to its end. So it is if the
+//! catalog is lost besides.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 
+use harness::loopfs::run;
 use protocol::message::{Reply, Request};
 use protocol::restore::{Layout, Restore, RestorePlan, Safety};
 use protocol::{RequestId, WireError};
+use serde_json::{Value, json};
 
 use super::host::{Host, IMAGE_BYTES};
 use super::scene::Snapshot;
@@ -26,6 +30,73 @@ fn without_power_before_any_call_a_restore_is_finished_or_was_never_begun() {
         host.lose_power();
         host.must_start();
     });
+}
+
+#[test]
+fn killed_before_any_call_and_its_catalog_lost_a_restore_is_finished_or_was_never_begun() {
+    before_every_call(Safety::None, |host| {
+        host.kill();
+        host.lose_catalog();
+        host.must_start();
+    });
+}
+
+/// What only the catalog knew was lost with it: the disk stayed half of each, and its guest held it and was told nothing.
+#[test]
+fn a_restore_that_is_not_finished_outlives_its_catalog_and_keeps_its_snapshot_until_it_is() {
+    let mut host = Host::new();
+    host.must_start();
+    host.write(1);
+    let old = Snapshot::new(1);
+    old.take(&host);
+    host.write(2);
+    host.kill();
+    let before = fs::read(host.catalog()).unwrap();
+    host.must_start();
+    let wanted = wanted(&old, 2, Safety::Snapshot);
+    host.service().arm(Before::Having(&["clone into", "/two.img"]), Fault::Kill(Box::new(|| ())));
+    assert!(ask(&host, &wanted).is_none(), "it was killed");
+    host.kill();
+    assert_eq!(filled_with(&host), None, "the one disk has the old bytes, the other has not");
+
+    // It can't be finished yet, and nothing is known of it but what stands beside its snapshot.
+    let two = &host.images()[1];
+    run(Command::new("chattr").arg("+i").arg(two));
+    for catalog in [None, Some(&before)] {
+        host.lose_catalog();
+        if let Some(older) = catalog {
+            fs::write(host.catalog(), older).unwrap();
+        }
+        host.must_start();
+        assert!(host.folder.printed().contains("is not finished"), "{}", host.folder.printed());
+        let id = old.id();
+        for (arguments, words) in [
+            (["delete", &id].as_slice(), "a restore that is not finished needs"),
+            (&["create", "db1", "--no-agent"], "is being restored from the snapshot"),
+        ] {
+            let refused = host.folder.admin(arguments);
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(refused.status.code() == Some(6) && said.contains(words), "{said}");
+        }
+        // What else is written there leaves it be.
+        assert!(host.folder.admin(&["lock", &id, "--for", "1d"]).status.success());
+        assert!(host.folder.admin(&["unlock", &id]).status.success());
+        host.kill();
+    }
+    run(Command::new("chattr").arg("-i").arg(two));
+    host.lose_catalog();
+    let rebuilt = host.folder.offline(&["rebuild-catalog", "--json"]);
+    let report: Value = serde_json::from_slice(&rebuilt.stdout).unwrap();
+    assert_eq!(report["restored"], json!([old.id()]), "{report}");
+    assert_eq!(filled_with(&host), Some(1));
+
+    // Done it stays done, and whoever asked for it is told so, also of a catalog that was lost once more.
+    host.write(3);
+    host.lose_catalog();
+    host.must_start();
+    let done = ask(&host, &wanted).expect("it is up").unwrap();
+    assert_eq!((done.id.to_string(), filled_with(&host)), (old.id(), Some(3)));
+    assert!(host.restores(&done.safety.expect("it was not left out").to_string(), 2));
 }
 
 fn before_every_call(safety: Safety, strike: impl Fn(&mut Host)) {

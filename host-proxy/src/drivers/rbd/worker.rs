@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::ffi::cluster::Pool;
 use super::ffi::image::{For, Image};
 use crate::drivers::{DriverError, Kind};
+use crate::this_host;
 
 /// One process on one machine, connected to the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,14 +26,14 @@ impl Worker {
     /// This process, connected as this client.
     pub(super) fn this_process(client: u64) -> Self {
         let pid = std::process::id();
-        Self { machine: machine(), pid, started: started(pid).unwrap_or(0), client }
+        Self { machine: this_host::name(), pid, started: started(pid).unwrap_or(0), client }
     }
 
     /// Whether another process is at work on it now. On this machine the process is looked up. Elsewhere
     /// its connection counts: it holds the image open, and the cluster lets go of a watcher that
     /// is not heard of for 30 s (`osd_client_watch_timeout`).
     pub(super) fn is_another_at_work(&self, pool: &Arc<Pool>, image: &str) -> Result<bool, DriverError> {
-        if self.machine == machine() {
+        if self.machine == this_host::name() {
             return Ok(self.pid != std::process::id() && started(self.pid) == Some(self.started));
         }
         match Image::by_id(pool, image, For::Reading) {
@@ -49,12 +50,6 @@ impl Worker {
             format!("{doing}: process {} of the machine {} works on it", self.pid, self.machine),
         )
     }
-}
-
-/// The machine's own identifier (machine-id(5)) and its name: machines that were cloned share the first.
-fn machine() -> String {
-    let id = fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    format!("{} {}", rustix::system::uname().nodename().to_string_lossy(), id.trim()).trim().to_owned()
 }
 
 /// `starttime` of proc_pid_stat(5): the 22nd field, the 20th behind the program's name.

@@ -3,16 +3,29 @@
 use std::sync::Arc;
 
 use protocol::message::Progress;
-use protocol::{DiskSerial, ErrorCode, SnapshotId, VmUuid, WireError};
+use protocol::{DiskSerial, ErrorCode, SnapshotId, SnapshotRecord, VmUuid, WireError};
 use tokio::sync::watch;
 
 use super::super::in_flight::Claim;
 use super::super::reconcile::Report;
 use super::super::{Service, errors};
 use super::RestoreStep;
+use super::noted::Stage;
 use super::target::Target;
 use crate::catalog::Restoring as Row;
 use crate::drivers::{self, DriverError, Kind, Owner};
+use crate::world::Store;
+
+/// The stores of these disks, each once.
+fn stores_of(targets: &[Target]) -> Vec<Arc<Store>> {
+    let mut stores: Vec<Arc<Store>> = Vec::new();
+    for Target { store, .. } in targets {
+        if !stores.iter().any(|one| one.config.name == store.config.name) {
+            stores.push(Arc::clone(store));
+        }
+    }
+    stores
+}
 
 /// A restore that came to no end.
 pub(super) struct Stopped {
@@ -38,12 +51,18 @@ impl Service {
     pub(super) async fn begin_to_overwrite(
         &self,
         row: &Row,
+        record: &SnapshotRecord,
         targets: Vec<Target>,
         claim: &Arc<Claim>,
         tell: &Arc<watch::Sender<RestoreStep>>,
     ) -> Result<(), WireError> {
-        match self.overwrite(row, targets, claim, tell).await {
+        let stores = stores_of(&targets);
+        match self.overwrite(row, record, targets, claim, tell).await {
             Err(Stopped { told, nothing_was_done: true }) => {
+                // What stays noted would be done once more: it is not forgotten either.
+                if self.write_note(row, record, &stores, Stage::Never).await.is_err() {
+                    return Err(Stopped { told, nothing_was_done: false }.in_the_middle());
+                }
                 let row = row.clone();
                 self.catalog(move |catalog| catalog.forget_restore(&row)).await?;
                 Err(told)
@@ -110,11 +129,16 @@ impl Service {
     pub(super) async fn overwrite(
         &self,
         row: &Row,
+        record: &SnapshotRecord,
         targets: Vec<Target>,
         claim: &Arc<Claim>,
         tell: &Arc<watch::Sender<RestoreStep>>,
     ) -> Result<(), Stopped> {
         let owner = Owner { vm: row.vm, snapshot: row.snapshot };
+        let stores = stores_of(&targets);
+        if let Err(told) = self.write_note(row, record, &stores, Stage::Begun).await {
+            return Err(Stopped { told, nothing_was_done: true });
+        }
         let total_bytes = targets.iter().map(|target| target.disk.size_bytes).sum();
         let mut before = 0;
         for (index, Target { disk, volume, store }) in targets.into_iter().enumerate() {
@@ -142,6 +166,10 @@ impl Service {
                 return Err(Stopped { told, nothing_was_done: index == 0 && refused });
             }
             before += disk.size_bytes;
+        }
+        // In this order: whoever reads of an end in the catalog must not find a beginning on the storage later.
+        if let Err(told) = self.write_note(row, record, &stores, Stage::Done).await {
+            return Err(Stopped { told, nothing_was_done: false });
         }
         let done = row.clone();
         let written = self.catalog(move |catalog| catalog.end_restore(&done)).await;
@@ -179,7 +207,8 @@ impl Service {
         let record = entry.ok_or_else(|| crate::policy::not_found(&id.to_string()))?.record;
         let nobody = watch::channel(RestoreStep::Running(Progress { done_bytes: 0, total_bytes: 0 })).0;
         let targets = self.targets_of(row, &record)?;
-        self.overwrite(row, targets, claim, &Arc::new(nobody)).await.map_err(Stopped::in_the_middle)?;
+        let overwritten = self.overwrite(row, &record, targets, claim, &Arc::new(nobody)).await;
+        overwritten.map_err(Stopped::in_the_middle)?;
         tracing::info!(vm = %record.vm, "finished the restore of the snapshot {id}");
         Ok(true)
     }
