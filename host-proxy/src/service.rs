@@ -7,6 +7,7 @@
 //! | `operation` | ready → cut → concluded: up to the storage's atomic point and what it is worth |
 //! | `agentless` | a snapshot of a machine without its guest |
 //! | `machines` | those that libvirt has, looked at again and again |
+//! | `moves` | a machine that is on its way to another host while its guest asks |
 //! | `pause` | a machine that stands still meanwhile, and goes on on every path |
 //! | `settle` | from cut to durable, in the background, with progress |
 //! | `abilities` | what the storage of each disk can do |
@@ -40,6 +41,7 @@ mod in_flight;
 mod lock;
 mod machines;
 mod manifest;
+mod moves;
 mod operation;
 mod overdue;
 mod pause;

@@ -70,6 +70,11 @@ impl Service {
         self.catalog(|catalog| catalog.has_room()).await?;
         let world = self.world();
         self.prove_volumes(asker, &world, &allowed).await?;
+        // The administrator's are looked at where they are cut.
+        let monitor = match asker {
+            Asker::Guest => self.refuse_if_moving(vm).await?,
+            Asker::Admin => None,
+        };
         if prepare.dry_run {
             return Ok(Outcome::Planned(planned(id, &allowed, &world)));
         }
@@ -110,6 +115,7 @@ impl Service {
             ticket: Ticket::random(),
             lease_ends: Instant::now() + lease,
             parts,
+            monitor,
         })))
     }
 

@@ -17,9 +17,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::in_flight::Claim;
+use super::moves::{Look, has_moved};
 use super::settle::{self, Settling};
 use super::{Service, errors};
 use crate::drivers::{CutSet, DriverError, Ready, SetCut, VolumeSnapshot};
+use crate::vmm::monitor::Monitor;
 use crate::world::Store;
 
 /// How much longer than its allowance a cut is waited for: its guest has thawed by then, but what
@@ -34,6 +36,8 @@ pub struct Operation {
     pub(super) ticket: Ticket,
     pub(super) lease_ends: Instant,
     pub(super) parts: Vec<Part<Box<dyn Ready>>>,
+    /// Who says, after the cut, whether its machine is still here.
+    pub(super) monitor: Option<Monitor>,
 }
 
 /// A snapshot that was cut.
@@ -43,6 +47,8 @@ pub struct CutOperation {
     cut: CutEvidence,
     cut_ended: Instant,
     parts: Vec<Part<Box<dyn CutSet>>>,
+    /// Whether its machine was still here after it.
+    look: Option<Look>,
     /// Why its disks are of one instant although their storage does not make them so.
     stood_still: Option<String>,
 }
@@ -198,7 +204,7 @@ impl Operation {
             );
         }
         let began = Instant::now();
-        let Self { mut common, ticket, parts, .. } = self;
+        let Self { mut common, ticket, parts, monitor, .. } = self;
         let cuts = cut_all(&common, parts, began + within, within + CUT_GRACE).await;
         let ended = Instant::now();
         let took_us = micros(ended - began);
@@ -226,8 +232,16 @@ impl Operation {
         } else {
             CutEvidence::Late { took_us, allowed_us }
         };
-        Ok(CutOperation { common, ticket, cut, cut_ended: ended, parts: done, stood_still: None })
+        let asked = monitor.filter(|_| !done.iter().any(|part| is_cut_by_its_machine(&part.store)));
+        // Its guest thaws meanwhile.
+        let look = asked.map(|monitor| common.service.look_whether_here(monitor));
+        Ok(CutOperation { common, ticket, cut, cut_ended: ended, parts: done, look, stood_still: None })
     }
+}
+
+/// Whether the machine's own QEMU cuts: one that has moved away has no disks any more, and fails. Its monitor is busy with that.
+fn is_cut_by_its_machine(store: &Store) -> bool {
+    store.driver.name() == "qemu"
 }
 
 /// A snapshot is of the moment of its cut, and is to be kept from then on.
@@ -294,7 +308,18 @@ impl CutOperation {
     /// Decides what may be claimed and lets the storage settle. `evidence` is `None` where the
     /// guest was not heard of again.
     pub async fn conclude(self, evidence: Option<(Evidence, Timing)>) -> Result<Settling, WireError> {
-        let Self { mut common, cut, cut_ended, parts, stood_still, .. } = self;
+        let Self { mut common, cut, cut_ended, parts, look, stood_still, .. } = self;
+        let is_here = match look {
+            Some(look) => look.was_here().await,
+            None => true,
+        };
+        if !is_here {
+            let error = has_moved(common.draft.vm.as_str());
+            if common.abandon(parts, |cut| cut.abandon()).await {
+                common.forget().await;
+            }
+            return Err(error);
+        }
         let record = &mut common.draft;
         match evidence {
             Some((evidence, timing)) => {

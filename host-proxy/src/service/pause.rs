@@ -6,6 +6,7 @@ use std::time::Duration;
 use protocol::{ErrorCode, WireError};
 use tokio::time::Instant;
 
+use super::moves::is_moving;
 use super::operation::{CutOperation, Operation};
 use super::{Service, errors};
 use crate::catalog::Pause;
@@ -188,7 +189,8 @@ impl Service {
         }
     }
 
-    async fn ask<T: Send + 'static>(
+    /// Asks a machine's monitor something, where that may block.
+    pub(super) async fn ask<T: Send + 'static>(
         &self,
         monitor: &Monitor,
         doing: &str,
@@ -207,11 +209,6 @@ fn of_monitor(doing: String, error: MonitorError) -> DriverError {
         MonitorError::Libvirt(error) => errors::kind_of_libvirt(error),
     };
     DriverError { kind, doing, source: Some(Box::new(error)), undo_failed: None }
-}
-
-fn is_moving(vm: &Vm) -> WireError {
-    WireError::new(ErrorCode::Busy, format!("{} is being moved to or from another host, or saved", vm.name))
-        .hint("nothing was cut; try again when it runs, on the host that it is on then")
 }
 
 fn told(vm: &Vm, doing: &str, error: &DriverError) -> WireError {

@@ -8,7 +8,7 @@ use protocol::{Consistency, ErrorCode, SnapshotId};
 use serde_json::json;
 
 use super::domains::{Domains, IMAGE_BYTES, UUID};
-use super::guest::request_for;
+use super::guest::{conclude, cut, request_for};
 use super::stage::{LIMIT, Stage};
 
 /// Bytes of the machine's memory that are no zeros: at a MiB a second it is half a minute on its way, unless it is hurried.
@@ -97,6 +97,11 @@ fn a_machine_that_moves_is_cut_by_neither_host_meanwhile_and_afterwards_by_the_o
         there.wait_for_machines(&["db1: nowhere, data log"]);
         there.cuts_nothing("db1", "is being moved to or from another host");
         here.cuts_nothing("db1", "is being moved to or from another host");
+        // Nor where its guest asks itself.
+        let own = request_for(&[("data", IMAGE_BYTES, 7)], Consistency::Filesystem);
+        let error = here.guest().prepare(&own).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Busy, "{error}");
+        assert!(error.message.as_str().contains("is being moved to or from another host"), "{error}");
         let error = here.attach(id, Access::ReadOnly).unwrap_err();
         assert_eq!(error.code, ErrorCode::Busy, "{error}");
         assert!(error.message.as_str().contains("is being moved to another host"), "{error}");
@@ -152,8 +157,27 @@ fn a_qemu_that_migrates_or_has_done_so_is_not_cut_until_it_goes_on() {
             assert!(output.status.code() == Some(6) && said.contains("is being moved"), "{said}");
             assert_eq!(stage.on_storage(), 0);
         };
+        let disks: Vec<_> = serials.iter().map(|serial| (*serial, 1 << 20, 7)).collect();
+        let request = request_for(&disks, Consistency::Crash);
+        let mut its_guest = stage.guest();
+        let ticket = its_guest.prepare(&request).unwrap().ticket;
         stage.tell("migrate-set-parameters", json!({ "max-bandwidth": 1000 }));
         stage.tell("migrate", json!({ "uri": "exec:cat > /dev/null" }));
+        // It began after the host had looked: what was cut is kept neither for a guest that says how it was frozen, nor for
+        // one that is not heard of again.
+        its_guest.asks(&cut(ticket)).unwrap();
+        if serials.len() == 1 {
+            let error = its_guest.asks(&conclude(ticket)).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Busy, "{error}");
+            assert!(error.message.as_str().contains("was not kept"), "{error}");
+        }
+        drop(its_guest);
+        wait_until("nothing is left of it", LIMIT, || stage.on_storage() == 0);
+        let error = stage.guest().prepare(&request).unwrap_err();
+        assert!(
+            error.code == ErrorCode::Busy && error.message.as_str().contains("is being moved"),
+            "{error}"
+        );
         refused();
         assert_eq!(stage.status(), "running", "it is not paused, and would stay so where it arrives");
         stage.tell("migrate-set-parameters", json!({ "max-bandwidth": 1_000_000_000 }));
@@ -163,5 +187,6 @@ fn a_qemu_that_migrates_or_has_done_so_is_not_cut_until_it_goes_on() {
         stage.ask("cont");
         assert_eq!(stage.cut_alone()["state"], "ready");
         assert_eq!(stage.status(), "running");
+        assert_eq!(stage.guest().take(&request).unwrap().consistency, Consistency::Filesystem);
     }
 }

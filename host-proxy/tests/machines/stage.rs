@@ -11,8 +11,11 @@ use harness::loopfs::{Kind, LoopFs};
 use harness::monitor::Monitor;
 use harness::process::Process;
 use harness::wait::wait_until;
+use protocol::PORT;
+use protocol::message::Reply;
 use serde_json::{Value, json};
 
+use super::guest::{Guest, hello};
 use super::served::{Folder, Served};
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -88,6 +91,13 @@ impl Stage {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}\n{}", self.served.printed());
         serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Its guest, which has greeted.
+    pub(crate) fn guest(&self) -> Guest {
+        let mut guest = Guest::connect(&self.served.at(&format!("vsock_{PORT}")));
+        assert!(matches!(guest.ask(&hello(None)), Reply::Hello(_)));
+        guest
     }
 
     /// What QEMU says of itself: `running`, `paused`.
