@@ -37,31 +37,71 @@ fn keep_the_secret(ceph: &Ceph, host: &Domains) {
     host.libvirtd.must(&["secret-set-value", SECRET, key.trim()]);
 }
 
-#[test]
-fn a_snapshot_in_ceph_is_attached_by_the_way_that_its_domain_has_to_its_own_disk_and_moves_with_it() {
-    let ceph = Ceph::start();
+/// A pool with one image, full of sevens, and the store that it is.
+fn pool_with_an_image(ceph: &Ceph) -> String {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image");
     fs::write(&image, vec![7; usize::try_from(IMAGE_BYTES).unwrap()]).unwrap();
     ceph.rbd(&["import", "--no-progress", &image.to_string_lossy(), IMAGE]);
-    let pool = format!(
+    format!(
         "[[store]]\nname = \"ceph\"\ndriver = \"rbd\"\npool = \"{POOL}\"\nuser = \"{USER}\"\nconf = \"{}\"\n\
          min_free = \"1MiB\"\n",
         ceph.conf().display()
-    );
-    let host = Domains::new(&format!(
-        "{pool}[[vm]]\nname = \"db1\"\nuuid = \"{UUID}\"\nsocket = \"@FOLDER@/vsock\"\n\
-         [[vm.disk]]\nserial = \"data\"\nstore = \"ceph\"\nvolume = \"{IMAGE}\"\nformat = \"raw\"\n"
-    ));
-    keep_the_secret(&ceph, &host);
+    )
+}
+
+/// A domain with that image.
+fn define(ceph: &Ceph, host: &Domains) {
+    keep_the_secret(ceph, host);
     let more = format!(
         "<controller type='scsi' model='virtio-scsi'/><disk type='network' device='disk'><driver name='qemu' type='raw'/>\
          <auth username='{USER}'><secret type='ceph' uuid='{SECRET}'/></auth>\
          <source protocol='rbd' name='{POOL}/{IMAGE}'><config file='{}'/></source>\
          <target dev='vda' bus='virtio'/><serial>data</serial></disk>",
-        conf_for_all(&ceph, &host)
+        conf_for_all(ceph, host)
     );
     host.libvirtd.define(&host.xml("db1", UUID, &[], &more));
+}
+
+#[test]
+fn a_disk_in_ceph_that_only_libvirt_names_is_given_back_the_bytes_of_a_snapshot() {
+    let ceph = Ceph::start();
+    let host = Domains::new(&pool_with_an_image(&ceph));
+    define(&ceph, &host);
+    host.start_full("db1");
+    host.wait_for_machines(&["db1: nowhere, data"]);
+    let snapshot = host.json(&["create", "db1", "--no-agent"]);
+    let id = snapshot["id"].as_str().unwrap();
+    let restore = |more: &[&str]| host.folder.admin(&[&["restore", "db1", id, "--json"], more].concat());
+    let refused = restore(&[]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(6) && said.contains("db1 is running"), "{said}");
+    host.libvirtd.must(&["destroy", "db1"]);
+    let image = format!("rbd:{POOL}/{IMAGE}:id={USER}:conf={}", ceph.conf().display());
+    let io = |command: &str| run(Command::new("qemu-io").args(["-f", "raw", "-c", command]).arg(&image));
+    io("write -P 9 0 1M");
+    for more in [["--preview"], ["--no-safety"]] {
+        let done = restore(&more);
+        assert!(
+            done.status.success(),
+            "{}\n{}",
+            String::from_utf8_lossy(&done.stderr),
+            host.folder.printed()
+        );
+    }
+    let said = io("read -P 7 0 1M");
+    assert!(said.contains("read 1048576") && !said.contains("verification failed"), "{said}");
+}
+
+#[test]
+fn a_snapshot_in_ceph_is_attached_by_the_way_that_its_domain_has_to_its_own_disk_and_moves_with_it() {
+    let ceph = Ceph::start();
+    let pool = pool_with_an_image(&ceph);
+    let host = Domains::new(&format!(
+        "{pool}[[vm]]\nname = \"db1\"\nuuid = \"{UUID}\"\nsocket = \"@FOLDER@/vsock\"\n\
+         [[vm.disk]]\nserial = \"data\"\nstore = \"ceph\"\nvolume = \"{IMAGE}\"\nformat = \"raw\"\n"
+    ));
+    define(&ceph, &host);
     host.start_full("db1");
     let request = request_for(&[("data", IMAGE_BYTES, 7)], Consistency::Filesystem);
     let id = SnapshotId::derive(UUID.parse().unwrap(), request.request);
