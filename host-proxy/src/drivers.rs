@@ -66,6 +66,11 @@ pub trait Driver: Send + Sync {
     /// Every snapshot that this driver made in this store, and nothing else's.
     fn list(&self) -> Result<Vec<Found>, DriverError>;
 
+    /// One of them. What lists many slowly looks for it alone.
+    fn find(&self, owner: Owner) -> Result<Option<Found>, DriverError> {
+        Ok(self.list()?.into_iter().find(|found| found.owner == owner))
+    }
+
     /// Picks up what a killed service left behind. `volumes` are those of the intent.
     fn recover(&self, owner: Owner, volumes: &[Volume]) -> Result<Recovered, DriverError>;
 

@@ -245,6 +245,11 @@ impl Driver for Zfs {
 
     /// All properties are set in one transaction (OpenZFS `dsl_props_set`). What is left of a longer record is not read:
     /// the first property says how many there are.
+    fn find(&self, owner: Owner) -> Result<Option<Found>, DriverError> {
+        let held = inventory::one(&self.store, owner)?;
+        Ok((!held.is_nothing()).then(|| inventory::found(owner, &held)))
+    }
+
     fn rewrite(&self, owner: Owner, manifest: &[u8]) -> Result<(), DriverError> {
         let held = inventory::one(&self.store, owner)?;
         match (held.is_whole(), &held.record, &held.sealed_on) {
@@ -274,10 +279,15 @@ impl Driver for Zfs {
     }
 }
 
+/// Where a volume's snapshot can be read, and the clone that was made for that.
+struct Shown {
+    path: PathBuf,
+    clone: Option<String>,
+}
+
 impl Zfs {
-    /// Where a volume's snapshot can be read, from now on.
-    fn shown(&self, owner: Owner, volume: &DiskSerial) -> Result<PathBuf, DriverError> {
-        let held = inventory::one(&self.store, owner)?;
+    /// Makes a volume's snapshot readable.
+    fn shown(&self, held: &Held, owner: Owner, volume: &DiskSerial) -> Result<Shown, DriverError> {
         let shown =
             held.whole_part(volume).and_then(|(index, part)| Some((index, part, held.by_guid(part.cut?)?)));
         let Some((index, part, snapshot)) = shown else {
@@ -286,7 +296,8 @@ impl Zfs {
         };
         match (&part.file, snapshot.name.split_once('@')) {
             (Some(file), Some((dataset, name))) => {
-                Ok(volume::mount_point(dataset)?.join(".zfs/snapshot").join(name).join(file))
+                let path = volume::mount_point(dataset)?.join(".zfs/snapshot").join(name).join(file);
+                Ok(Shown { path, clone: None })
             }
             _ => {
                 let clone = names::clone(&self.store.dataset, owner.snapshot, index);
@@ -296,7 +307,7 @@ impl Zfs {
                     let arguments = [&["clone"], &options[..], &[&snapshot.name, &clone]].concat();
                     self.store.change(&format!("clone {} to show it", snapshot.name), &arguments)?;
                 }
-                volume::device(&clone)
+                Ok(Shown { path: volume::device(&clone)?, clone: Some(clone) })
             }
         }
     }
@@ -317,7 +328,9 @@ impl Zfs {
 
 impl Expose for Zfs {
     fn expose(&self, owner: Owner, volume: &DiskSerial) -> Result<Exposed, DriverError> {
-        Ok(Exposed::Path { path: self.shown(owner, volume)?, format: Format::Raw })
+        let held = inventory::one(&self.store, owner)?;
+        let Shown { path, .. } = self.shown(&held, owner, volume)?;
+        Ok(Exposed::Path { path, format: Format::Raw })
     }
 
     fn conceal(&self, owner: Owner, volume: &DiskSerial) -> Result<(), DriverError> {

@@ -5,10 +5,11 @@
 
 use std::path::Path;
 
+use super::inventory::Held;
 use super::volume::Place;
 use super::{Zfs, dataset, inventory};
 use crate::drivers::restore::differing::{self, Pair, can_be_written};
-use crate::drivers::restore::{concealed, same_size};
+use crate::drivers::restore::same_size;
 use crate::drivers::{DriverError, Extent, Kind, Others, Owner, Progress, Restore, Volume};
 
 /// ZFS writes whole records; this is an image's, unless somebody set another (zfsprops(7), "recordsize"), in bytes.
@@ -16,7 +17,7 @@ const RECORD_BYTES: u64 = 128 << 10;
 
 impl Restore for Zfs {
     fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
-        self.place_of_same_size(owner, volume)?;
+        self.place_of_same_size(&inventory::one(&self.store, owner)?, owner, volume)?;
         can_be_written(volume)?;
         self.store.pool_is_well()
     }
@@ -28,16 +29,20 @@ impl Restore for Zfs {
         others: Others,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), DriverError> {
-        let place = self.place_of_same_size(owner, volume)?;
-        let shown = self.shown(owner, &volume.serial)?;
-        let written = self.write_what_differs(&place, &shown, volume, others, progress);
-        concealed(self, owner, volume, written)
+        let held = inventory::one(&self.store, owner)?;
+        let place = self.place_of_same_size(&held, owner, volume)?;
+        let shown = self.shown(&held, owner, &volume.serial)?;
+        let written = self.write_what_differs(&place, &shown.path, volume, others, progress);
+        // Should it stay, it harms nobody: who deletes the snapshot removes it.
+        if let Some(Err(error)) = shown.clone.map(|clone| self.remove_clone_soon(&clone)) {
+            tracing::warn!("after a restore: {}", crate::service::chain(&error));
+        }
+        written
     }
 }
 
 impl Zfs {
-    fn place_of_same_size(&self, owner: Owner, volume: &Volume) -> Result<Place, DriverError> {
-        let held = inventory::one(&self.store, owner)?;
+    fn place_of_same_size(&self, held: &Held, owner: Owner, volume: &Volume) -> Result<Place, DriverError> {
         let (_, part) = held.whole_part(&volume.serial).ok_or_else(|| {
             let doing = format!("find the disk {} of {}", volume.serial, owner.snapshot);
             DriverError::new(Kind::NotFound, doing)

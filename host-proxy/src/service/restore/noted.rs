@@ -121,10 +121,9 @@ impl Service {
         let mut again = Vec::new();
         for (store, found) in parts {
             let (listed, owner) = (Arc::clone(store), found.owner);
-            let list = move || listed.driver.list();
-            let all = self.workers.bounded("read the manifest again", STORE_LIMIT, list, drop).await;
-            let now = all.map_err(|error| errors::chain(&error))?.into_iter().find(|one| one.owner == owner);
-            again.extend(now.map(|now| (Arc::clone(store), now)));
+            let find = move || listed.driver.find(owner);
+            let now = self.workers.bounded("read the manifest again", STORE_LIMIT, find, drop).await;
+            again.extend(now.map_err(|error| errors::chain(&error))?.map(|now| (Arc::clone(store), now)));
         }
         let notes = self.begun_and_unknown(record, &again).await.map_err(told)?;
         self.enter(record, notes).await.map_err(told)
@@ -184,8 +183,7 @@ fn told(error: WireError) -> String {
 /// Writes a note into one store, if it does not stand there already.
 fn put(store: &Store, record: SnapshotRecord, now: Noted, stage: Stage) -> Result<(), DriverError> {
     let owner = Owner { vm: record.vm_uuid, snapshot: record.id };
-    let found = store.driver.list()?.into_iter().find(|found| found.owner == owner && found.whole);
-    let Some(found) = found else {
+    let Some(found) = store.driver.find(owner)?.filter(|found| found.whole) else {
         // With the snapshot went its notes.
         return match stage {
             Stage::Begun => {
