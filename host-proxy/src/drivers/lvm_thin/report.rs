@@ -216,10 +216,19 @@ mod tests {
 
     /// Recorded of lvm 2.03.16, Debian 12.
     pub(crate) const RECORDED: &str = include_str!("fixtures/lvm-2.03.16.json");
+    /// The same of lvm 2.03.31, Debian 13.
+    const NEWER: &str = include_str!("fixtures/lvm-2.03.31.json");
 
     #[test]
     fn a_recorded_report_says_what_there_is() {
-        let vg = VolumeGroup::parse(RECORDED).unwrap();
+        let of_newer = "LVM-wXRnYLCsAVy1ekHBqPXycr7fL1dx1pAcaaq7yFlHpduwKcnG8obaxJ2MkEwODpj1";
+        let of_older = "LVM-XNaPwrXHLE6X8g674NCIn0bZtH0yI70TgbS0ip5Jk02RQrCilDbyZCnhl7RLpr1k";
+        for (text, dm_uuid) in [(RECORDED, of_older), (NEWER, of_newer)] {
+            says_what_there_is(&VolumeGroup::parse(text).unwrap(), dm_uuid);
+        }
+    }
+
+    fn says_what_there_is(vg: &VolumeGroup, dm_uuid: &str) {
         assert_eq!((vg.state, vg.metadata_free), (VgState::Usable, Some(518_144)));
         assert_eq!(vg.devices, ["/dev/vda"]);
         let pool = vg.lv("thin").unwrap();
@@ -231,10 +240,7 @@ mod tests {
         let snapshot = vg.lv("hostsnap.s1").unwrap();
         assert_eq!((snapshot.origin_uuid.as_str(), snapshot.device()), (origin.uuid.as_str(), None));
         assert!(!snapshot.is_active() && snapshot.ours().is_none());
-        assert_eq!(
-            vg.dm_uuid(origin, ""),
-            "LVM-XNaPwrXHLE6X8g674NCIn0bZtH0yI70TgbS0ip5Jk02RQrCilDbyZCnhl7RLpr1k"
-        );
+        assert_eq!(vg.dm_uuid(origin, ""), dm_uuid);
     }
 
     #[test]
@@ -272,10 +278,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_however_broken_makes_it_panic(at in 0..RECORDED.len(), len in 0..200_usize, with in ".{0,20}") {
-            let end = (at + len).min(RECORDED.len());
-            if RECORDED.is_char_boundary(at) && RECORDED.is_char_boundary(end) {
-                let text = format!("{}{with}{}", &RECORDED[..at], &RECORDED[end..]);
+        fn no_text_however_broken_makes_it_panic(
+            said in prop::sample::select([RECORDED, NEWER].as_slice()),
+            at in 0..RECORDED.len().min(NEWER.len()),
+            len in 0..200_usize,
+            with in ".{0,20}",
+        ) {
+            let end = (at + len).min(said.len());
+            if said.is_char_boundary(at) && said.is_char_boundary(end) {
+                let text = format!("{}{with}{}", &said[..at], &said[end..]);
                 if let Ok(vg) = VolumeGroup::parse(&text) {
                     vg.lvs.iter().for_each(|lv| { lv.ours(); lv.device(); lv.is_active(); });
                 }
