@@ -42,13 +42,7 @@ impl Folder {
 
     /// A command that needs no service.
     pub(crate) fn offline(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_hostsnapd"))
-            .args(arguments)
-            .arg("--config")
-            .arg(self.at("hostsnapd.toml"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+        self.run(arguments, "--config", "hostsnapd.toml")
     }
 
     pub(crate) fn printed(&self) -> String {
@@ -56,13 +50,13 @@ impl Folder {
     }
 
     pub(crate) fn admin(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_hostsnapd"))
-            .args(arguments)
-            .arg("--control")
-            .arg(self.at("control"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+        self.run(arguments, "--control", "control")
+    }
+
+    fn run(&self, arguments: &[&str], option: &str, name: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hostsnapd"));
+        command.args(arguments).arg(option).arg(self.at(name));
+        command.stdin(Stdio::null()).output().unwrap()
     }
 }
 
