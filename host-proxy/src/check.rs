@@ -113,8 +113,15 @@ fn look(world: &World) -> Vec<Finding> {
             }
             Err(ref error) => (false, chain(error)),
         };
+        let offers = store.driver.offers().map(|says| Finding {
+            what: format!("storage of {}", store.config.name),
+            ok: true,
+            says,
+            disk: None,
+        });
         rooms.insert(store.config.name.as_str(), free.ok().filter(|free| *free != ROOM_UNKNOWN));
         findings.push(Finding { what: format!("store {}", store.config.name), ok, says, disk: None });
+        findings.extend(offers);
     }
     if world.config.service.listen_vsock {
         let there = Path::new("/dev/vhost-vsock").exists();

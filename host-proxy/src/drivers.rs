@@ -98,6 +98,12 @@ pub trait Driver: Send + Sync {
         None
     }
 
+    /// As [`Driver::expose`], without asking the storage whether it can just now: who tries is told why it can't, and what
+    /// was shown before is taken back.
+    fn exposes(&self) -> Option<&dyn Expose> {
+        self.expose()
+    }
+
     /// Tells what changed between two snapshots, for drivers whose storage knows.
     fn changes(&self) -> Option<&dyn Changes> {
         None
@@ -116,6 +122,12 @@ pub trait Driver: Send + Sync {
     /// What its volumes must be and what a snapshot takes, in one line for people; no path of the host.
     fn limits(&self) -> &'static str {
         ""
+    }
+
+    /// What the storage at hand is and offers, in one line for its administrator, where there is more to tell than
+    /// [`Driver::limits`] does.
+    fn offers(&self) -> Option<String> {
+        None
     }
 
     /// What it can do besides what every driver can.

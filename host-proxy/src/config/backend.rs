@@ -73,7 +73,9 @@ struct Raw {
     #[serde(default, deserialize_with = "units::optional_duration")]
     timeout: Option<Duration>,
     endpoint: Option<PathBuf>,
+    node_endpoint: Option<PathBuf>,
     parameters: Option<BTreeMap<String, String>>,
+    volume_parameters: Option<BTreeMap<String, String>>,
     secrets_file: Option<PathBuf>,
     group_snapshots: Option<bool>,
 }
@@ -142,8 +144,10 @@ impl Raw {
         })?;
         Ok(csi::Place {
             endpoint,
+            node_endpoint: self.node_endpoint.take(),
             folder,
             parameters: self.parameters.take().unwrap_or_default(),
+            volume_parameters: self.volume_parameters.take().unwrap_or_default(),
             secrets_file: self.secrets_file.take(),
             timeout: self.timeout.take().unwrap_or(Duration::from_secs(30)),
             group_snapshots: self.group_snapshots.take().unwrap_or(true),
@@ -163,7 +167,9 @@ impl Raw {
             ("user", self.user.is_some()),
             ("timeout", self.timeout.is_some()),
             ("endpoint", self.endpoint.is_some()),
+            ("node_endpoint", self.node_endpoint.is_some()),
             ("parameters", self.parameters.is_some()),
+            ("volume_parameters", self.volume_parameters.is_some()),
             ("secrets_file", self.secrets_file.is_some()),
             ("group_snapshots", self.group_snapshots.is_some()),
         ];

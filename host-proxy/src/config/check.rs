@@ -214,6 +214,9 @@ fn pool(ceph: &rbd::Place, place: &StorePlaces, found: &mut Found<'_>) {
 
 fn plugin(csi: &csi::Place, place: &StorePlaces, found: &mut Found<'_>) {
     found.socket(start(&place.endpoint), &csi.endpoint, "", "the endpoint of the CSI plugin");
+    if let Some(path) = &csi.node_endpoint {
+        found.socket(start(&place.node_endpoint), path, "", "the endpoint of the CSI plugin's node service");
+    }
     if let Some(path) = &csi.secrets_file {
         found.path(start(&place.secrets_file), path, "the path of the secrets");
     }

@@ -45,6 +45,7 @@ pub(super) struct StorePlaces {
     pub(super) conf: Key,
     pub(super) timeout: Key,
     pub(super) endpoint: Key,
+    pub(super) node_endpoint: Key,
     pub(super) secrets_file: Key,
 }
 

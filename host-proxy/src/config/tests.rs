@@ -132,12 +132,14 @@ fn a_csi_plugin_needs_its_socket_and_a_folder_and_its_disks_both_their_names() {
         panic!("another driver")
     };
     assert!(place.group_snapshots && place.secrets_file.is_none() && place.parameters.is_empty());
+    assert!(place.node_endpoint.is_none() && place.volume_parameters.is_empty());
     let endpoint = "endpoint = \"/run/csi/csi.sock\"";
     let long = format!("endpoint = \"/run/{}\"", "v".repeat(110));
     for (from, to, line, words) in [
         (endpoint, "", 2, "endpoint = "),
         (endpoint, "endpoint = \"csi.sock\"", 5, "absolute"),
         (endpoint, &long, 5, "at most 107"),
+        (endpoint, "endpoint = \"/run/c\"\nnode_endpoint = \"n.sock\"", 6, "absolute"),
         ("path = \"/var/lib/hostsnap/csi/array\"", "", 2, "needs a folder"),
         (endpoint, "endpoint = \"/run/c\"\nsecrets_file = \"s\"", 6, "absolute"),
         (endpoint, "endpoint = \"/run/c\"\ntimeout = \"2m\"", 6, "at most 60s"),

@@ -1,6 +1,8 @@
 //! Any storage that has a CSI plugin: its controller takes the snapshots, by gRPC on a Unix socket of this host. Where the
 //! plugin can, all volumes of a set are one group, cut at one instant; else they are asked for side by side.
 //!
+//! CSI opens no snapshot: to show one, a volume is made of it and published to this host by the plugin's node service.
+//!
 //! CSI has no place for a manifest and finds nothing by its name, so both, and what the plugin calls a snapshot, are kept in a
 //! folder of this host: docs/decisions/0014-csi.md.
 //!
@@ -13,12 +15,17 @@
 //! | `codes` | what a refusal means |
 //! | `secrets` | what only the plugin may see |
 //! | `plugin` | what it is and can do |
+//! | `node` | this host as its node |
 //! | `entry` | what this host keeps of a snapshot |
+//! | `disk` | one disk of a whole snapshot |
 //! | `ask` | asking for the snapshots of a set |
 //! | `set` | from prepared to whole |
 //! | `pending` | what became of a question whose answer was lost |
 //! | `remove` | removing a snapshot, whatever its state |
 //! | `inventory` | which of ours the storage still has |
+//! | `shown` | what this host keeps of a disk that is shown |
+//! | `volume` | asking for the volume that is made of a snapshot |
+//! | `show`, `hide` | the steps from a snapshot to a path of this host, and back |
 
 mod ask;
 #[doc(hidden)]
@@ -27,8 +34,11 @@ mod changes;
 mod client;
 mod codec;
 mod codes;
+mod disk;
 mod entry;
+mod hide;
 mod inventory;
+mod node;
 mod pending;
 mod plugin;
 #[doc(hidden)]
@@ -36,6 +46,9 @@ pub mod proto;
 mod remove;
 mod secrets;
 mod set;
+mod show;
+mod shown;
+mod volume;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -50,17 +63,17 @@ use tonic::Code;
 use self::client::Client;
 use self::codes::Refusal;
 use self::entry::{Cut, Entry, Member};
+use self::node::Node;
 use self::plugin::Plugin;
 use self::proto::{
-    AccessMode, Capacity, Empty, GetVolumeRequest, GetVolumeResponse, ValidateVolumeRequest,
-    VolumeCapability, method,
+    Capacity, Empty, GetVolumeRequest, GetVolumeResponse, ValidateVolumeRequest, VolumeCapability, method,
 };
 use self::secrets::Secrets;
 use self::set::{Prepared, Taken};
 use super::folder::{Folder, Place as Where};
 use super::{
-    Changes, Deleted, Driver, DriverError, Format, Found, Kind, Owner, Plan, ROOM_UNKNOWN, Ready, Recovered,
-    Source, Volume, VolumeFacts, image,
+    Abilities, Changes, Deleted, Driver, DriverError, Expose, Format, Found, Kind, Owner, Plan, ROOM_UNKNOWN,
+    Ready, Recovered, Source, Volume, VolumeFacts, image,
 };
 
 /// Where the plugin is, and what it is told.
@@ -68,10 +81,14 @@ use super::{
 pub struct Place {
     /// The plugin's socket.
     pub endpoint: PathBuf,
+    /// That of its node service on this host, where it has one of its own.
+    pub node_endpoint: Option<PathBuf>,
     /// The folder of this host that holds what CSI has no place for.
     pub folder: PathBuf,
     /// For the plugin, with each snapshot: what Kubernetes calls the parameters of a class.
     pub parameters: BTreeMap<String, String>,
+    /// For the plugin, with each volume that is made of a snapshot: what Kubernetes calls the parameters of a storage class.
+    pub volume_parameters: BTreeMap<String, String>,
     /// The file of secrets for the plugin.
     pub secrets_file: Option<PathBuf>,
     /// How long one answer is waited for.
@@ -95,6 +112,8 @@ pub struct Csi {
 struct Store {
     place: Place,
     client: Client,
+    /// Where the node service has a socket of its own.
+    node: Option<Client>,
     folder: Folder,
 }
 
@@ -109,8 +128,10 @@ impl Csi {
             return Err(DriverError::new(Kind::NotFound, what));
         }
         let client = Client::new(&place.endpoint, place.timeout)?;
+        let at = |socket: &PathBuf| Client::new(socket, place.timeout);
+        let node = place.node_endpoint.as_ref().map(at).transpose()?;
         let folder = Folder::of_store(&place.folder);
-        Ok(Self { store: Arc::new(Store { place, client, folder }) })
+        Ok(Self { store: Arc::new(Store { place, client, node, folder }) })
     }
 }
 
@@ -125,17 +146,47 @@ impl Store {
 
     /// The plugin that made this entry's snapshots; no other may touch what it calls by the same names.
     fn plugin_of(&self, entry: &Entry, secrets: &Secrets) -> Result<Plugin, DriverError> {
+        self.plugin_named(&entry.plugin, secrets)
+    }
+
+    fn plugin_named(&self, name: &str, secrets: &Secrets) -> Result<Plugin, DriverError> {
         let plugin = self.plugin(secrets)?;
-        if plugin.name == entry.plugin {
+        if plugin.name == name {
             return Ok(plugin);
         }
         let what = format!(
-            "use the snapshots of the CSI plugin {}: behind {} is {} now; give that one a store of its own",
-            entry.plugin,
+            "use the snapshots of the CSI plugin {name}: behind {} is {} now; give that one a store of its own",
             self.client.endpoint(),
             plugin.name
         );
         Err(DriverError::new(Kind::Unsupported, what))
+    }
+
+    fn node_client(&self) -> &Client {
+        self.node.as_ref().unwrap_or(&self.client)
+    }
+
+    /// This host as the plugin's node, where a volume that is made of a snapshot can be used.
+    fn node(&self, plugin: &Plugin, secrets: &Secrets) -> Result<Node, DriverError> {
+        if !plugin.makes_volumes {
+            let what =
+                format!("show snapshots of {}: it makes no volumes (CREATE_DELETE_VOLUME)", plugin.name);
+            return Err(DriverError::new(Kind::Unsupported, what));
+        }
+        Node::ask(self.node_client(), plugin, secrets)
+    }
+
+    /// What it can show snapshots by, or why it can't: asked anew, since another version may be there by now.
+    fn shows(&self) -> Result<(Plugin, Node), CantShow> {
+        let secrets = self.secrets().map_err(CantShow::Nothing)?;
+        let plugin = self.plugin(&secrets).map_err(CantShow::Nothing)?;
+        if !plugin.makes_volumes {
+            return Err(CantShow::NoVolumes(plugin));
+        }
+        match self.node(&plugin, &secrets) {
+            Ok(node) => Ok((plugin, node)),
+            Err(error) => Err(CantShow::NoNode(plugin, error)),
+        }
     }
 
     /// The size of a volume as its guest sees it: what its device on this host says.
@@ -157,10 +208,7 @@ impl Store {
     fn refuse_unknown(&self, volume: &Volume, secrets: &Secrets) -> Result<(), DriverError> {
         let request = ValidateVolumeRequest {
             volume_id: volume_id(volume)?.to_owned(),
-            volume_capabilities: vec![VolumeCapability {
-                block: Some(Empty {}),
-                access_mode: Some(AccessMode { mode: proto::SINGLE_NODE_WRITER }),
-            }],
+            volume_capabilities: vec![VolumeCapability::block()],
             secrets: secrets.for_request(),
         };
         let told: Result<Empty, Refusal> = self.client.call(method::VALIDATE_VOLUME, request, secrets);
@@ -203,6 +251,16 @@ impl Store {
             }
         }
     }
+}
+
+/// Why no snapshot can be shown on this host.
+enum CantShow {
+    /// The plugin does not answer, or can't be asked.
+    Nothing(DriverError),
+    /// It makes no volumes.
+    NoVolumes(Plugin),
+    /// Its node service is not here.
+    NoNode(Plugin, DriverError),
 }
 
 /// What the plugin calls a volume.
@@ -318,7 +376,57 @@ impl Driver for Csi {
         plugin.tells_changes.then_some(self as &dyn Changes)
     }
 
+    fn expose(&self) -> Option<&dyn Expose> {
+        self.store.shows().is_ok().then_some(self as &dyn Expose)
+    }
+
+    fn exposes(&self) -> Option<&dyn Expose> {
+        Some(self)
+    }
+
+    /// The plugin is asked once for all of them.
+    fn abilities(&self) -> Abilities {
+        let shows = self.store.shows();
+        let plugin = match &shows {
+            Ok((plugin, _)) | Err(CantShow::NoVolumes(plugin) | CantShow::NoNode(plugin, _)) => Some(plugin),
+            Err(CantShow::Nothing(_)) => None,
+        };
+        Abilities {
+            set: self.set_cut(),
+            expose: shows.is_ok(),
+            changes: plugin.is_some_and(|plugin| plugin.tells_changes),
+            restore: self.restore().is_some(),
+        }
+    }
+
     fn limits(&self) -> &'static str {
-        "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; no restore: CSI has no call for it"
+        match self.store.shows() {
+            Ok(_) => {
+                "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; to show a snapshot a volume is made of it"
+            }
+            Err(CantShow::NoVolumes(_)) => {
+                "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; shows no snapshot: the plugin makes no volumes"
+            }
+            Err(CantShow::NoNode(..)) => {
+                "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; shows no snapshot: no node service of the plugin answers on the host"
+            }
+            Err(CantShow::Nothing(_)) => {
+                "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; the plugin does not answer now"
+            }
+        }
+    }
+
+    fn offers(&self) -> Option<String> {
+        let (plugin, shows) = match self.store.shows() {
+            Ok((plugin, node)) => (plugin, node.to_string()),
+            Err(CantShow::NoVolumes(plugin)) => {
+                (plugin, "shows no snapshots: it makes no volumes (CREATE_DELETE_VOLUME)".to_owned())
+            }
+            Err(CantShow::NoNode(plugin, error)) => {
+                (plugin, format!("shows no snapshots: {}", crate::service::chain(&error)))
+            }
+            Err(CantShow::Nothing(error)) => return Some(crate::service::chain(&error)),
+        };
+        Some(format!("{plugin}; {shows}"))
     }
 }

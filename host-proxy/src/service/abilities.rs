@@ -28,7 +28,10 @@ impl Service {
                 let asked = Arc::clone(store);
                 let doing = format!("ask the store {} for its room", disk.store);
                 // Some can tell only when they have asked their storage.
-                let ask = move || Ok((Some(asked.driver.abilities()), asked.driver.free_bytes()));
+                let ask = move || {
+                    let can = Some((asked.driver.abilities(), asked.driver.limits()));
+                    Ok((can, asked.driver.free_bytes()))
+                };
                 let (can, room) = match self.workers.bounded(&doing, ROOM_LIMIT, ask, drop).await {
                     Ok(told) => told,
                     Err(error) => (None, Err(error)),
@@ -39,12 +42,11 @@ impl Service {
                 rooms.insert(disk.store.clone(), (can, room.ok().filter(|room| *room != ROOM_UNKNOWN)));
             }
             let (can, free_bytes) = rooms.get(&disk.store).copied().unwrap_or_default();
-            let words = can.map_or_else(Vec::new, |can| words(can, takes_disks));
-            let driver = store.driver.as_ref();
+            let words = can.map_or_else(Vec::new, |(can, _)| words(can, takes_disks));
             disks.push(DiskAbilities {
                 serial: disk.serial.clone(),
                 abilities: words.try_into().expect("there are no more abilities than fit"),
-                limits: Line::lossy(driver.limits()),
+                limits: Line::lossy(can.map_or("", |(_, limits)| limits)),
                 free_bytes,
                 floor_bytes: store.config.min_free,
             });

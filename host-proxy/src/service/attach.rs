@@ -156,7 +156,7 @@ impl Service {
         let world = self.world();
         let mut of_driver =
             world.stores().filter(|store| store.driver.name() == disk.driver.as_str()).peekable();
-        of_driver.peek().is_none() || of_driver.any(|store| store.driver.expose().is_some())
+        of_driver.peek().is_none() || of_driver.any(|store| store.driver.exposes().is_some())
     }
 
     async fn has_room_for_clones(&self, vm: &Vm, new: &[Attached]) -> Result<(), WireError> {

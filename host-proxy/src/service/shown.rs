@@ -24,20 +24,20 @@ pub(super) fn expose<'a>(
     disk: &DiskSerial,
 ) -> Result<(&'a Arc<Store>, Exposed), DriverError> {
     for store in stores {
-        let Some(ability) = store.driver.expose() else { continue };
+        let Some(ability) = store.driver.exposes() else { continue };
         match ability.expose(owner, disk) {
             Ok(exposed) => return Ok((store, exposed)),
             Err(error) if error.kind == Kind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
-    let able = stores.iter().any(|store| store.driver.expose().is_some());
+    let able = stores.iter().any(|store| store.driver.exposes().is_some());
     let kind = if able { Kind::NotFound } else { Kind::Unsupported };
     Err(DriverError::new(kind, format!("show the disk {disk} of {}", owner.snapshot)))
 }
 
 pub(super) fn conceal(stores: &[Arc<Store>], owner: Owner, disk: &DiskSerial) -> Result<(), DriverError> {
-    for ability in stores.iter().filter_map(|store| store.driver.expose()) {
+    for ability in stores.iter().filter_map(|store| store.driver.exposes()) {
         match ability.conceal(owner, disk) {
             // A store that is not there now, another one most likely, shows nothing.
             Err(error) if error.kind == Kind::NotFound => {}

@@ -43,9 +43,7 @@ pub(crate) trait Bench {
     }
     /// Uses a snapshot, as long as what is returned lives.
     fn hold(&self, exposed: &Exposed) -> Box<dyn Held + '_> {
-        let mut losetup = Command::new("losetup");
-        losetup.args(["--find", "--show", "--read-only"]).arg(path_of(exposed));
-        Box::new(LoopDevice(loopfs::run(&mut losetup)))
+        Box::new(LoopDevice::on(path_of(exposed)))
     }
     /// Writes this byte at the beginning of a disk, as its guest would. Fails if that hangs: I/O must not be left suspended.
     fn write(&self, volume: &Volume, byte: u8);
@@ -110,7 +108,16 @@ fn path_of(exposed: &Exposed) -> &Path {
 /// What uses a snapshot; gone when dropped.
 pub(crate) trait Held {}
 
-struct LoopDevice(String);
+/// A loop device that reads it.
+pub(crate) struct LoopDevice(String);
+
+impl LoopDevice {
+    pub(crate) fn on(path: &Path) -> Self {
+        let mut losetup = Command::new("losetup");
+        losetup.args(["--find", "--show", "--read-only"]).arg(path);
+        Self(loopfs::run(&mut losetup))
+    }
+}
 
 impl Held for LoopDevice {}
 

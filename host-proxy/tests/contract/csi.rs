@@ -3,6 +3,7 @@
 mod faults;
 mod hostpath;
 pub(crate) mod server;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,13 +16,23 @@ use host_proxy::drivers::csi::{Csi, Place};
 use host_proxy::drivers::{Driver, Exposed, Format, Owner, Source, Volume};
 use protocol::DiskSerial;
 
+use self::server::volumes::{Publishing, Puts};
 use self::server::{Offers, Server};
 use super::DISK_BYTES;
-use super::bench::{Bench, Filler, Foreign, ForeignFiles, Held};
+use super::bench::{Bench, Filler, Foreign, ForeignFiles, Held, LoopDevice};
 
 /// All that there is.
-pub(crate) const EVERYTHING: Offers =
-    Offers { snapshots: true, lists: true, groups: true, room: true, changes: true };
+pub(crate) const EVERYTHING: Offers = Offers {
+    snapshots: true,
+    lists: true,
+    groups: true,
+    room: true,
+    changes: true,
+    volumes: Some(Publishing { controller: true, stages: true, topology: true, puts: Puts::Device }),
+};
+/// As little as can be, on the way to a path of this host.
+pub(crate) const SIMPLY: Publishing =
+    Publishing { controller: false, stages: false, topology: false, puts: Puts::File };
 
 /// A plugin with two volumes.
 pub(crate) struct Array {
@@ -49,8 +60,10 @@ impl Array {
     pub(crate) fn place(&self) -> Place {
         Place {
             endpoint: self.server.socket.clone(),
+            node_endpoint: None,
             folder: self.folder(),
             parameters: BTreeMap::new(),
+            volume_parameters: BTreeMap::new(),
             secrets_file: None,
             timeout: self.timeout,
             group_snapshots: true,
@@ -65,6 +78,11 @@ impl Array {
     /// How many snapshots the storage has.
     pub(crate) fn count(&self) -> usize {
         self.server.state().snapshots.len()
+    }
+
+    /// How many volumes it has made of snapshots.
+    pub(crate) fn made(&self) -> usize {
+        self.server.state().made.len()
     }
 }
 
@@ -97,6 +115,9 @@ impl Bench for Array {
     }
 
     fn show(&self, owner: Owner, serial: &DiskSerial) -> Exposed {
+        if let Some(able) = self.driver().expose() {
+            return able.expose(owner, serial).unwrap();
+        }
         let (_, volume) = VOLUMES.iter().find(|(one, _)| *one == serial.as_str()).unwrap();
         let kept = self.server.find(&format!("hostsnap-{}", owner.snapshot), volume).unwrap();
         Exposed::Path { path: kept.file, format: Format::Raw }
@@ -105,7 +126,9 @@ impl Bench for Array {
     fn hold(&self, exposed: &Exposed) -> Box<dyn Held + '_> {
         let Exposed::Path { path, .. } = exposed else { panic!("{exposed:?}") };
         let mut state = self.server.state();
-        let id = state.snapshots.iter().find(|one| one.file == *path).unwrap().id.clone();
+        let Some(id) = state.snapshots.iter().find(|one| one.file == *path).map(|one| one.id.clone()) else {
+            return Box::new(LoopDevice::on(path));
+        };
         state.in_use.insert(id.clone());
         Box::new(InUse(self, id))
     }

@@ -231,7 +231,8 @@ fn files(kind: Kind, bytes: u64) -> Result<LoopFs> {
 impl Array {
     fn start(bytes: u64) -> Result<Self> {
         let fs = LoopFs::in_memory(Kind::Xfs, 4096);
-        let offers = Offers { snapshots: true, lists: true, groups: true, room: true, changes: false };
+        let offers =
+            Offers { snapshots: true, lists: true, groups: true, room: true, changes: false, volumes: None };
         let server = Server::start(&fs.path().join("csi.sock"), &fs.path(), offers);
         for twin in [false, true] {
             let path = fs.path().join(name(twin));
@@ -245,8 +246,10 @@ impl Array {
     pub(crate) fn place(&self) -> csi::Place {
         csi::Place {
             endpoint: self.server.socket.clone(),
+            node_endpoint: None,
             folder: self.fs.path().join("store"),
             parameters: std::collections::BTreeMap::new(),
+            volume_parameters: std::collections::BTreeMap::new(),
             secrets_file: None,
             timeout: LIMIT,
             group_snapshots: true,

@@ -19,7 +19,7 @@ use crate::drivers::Owner;
 /// The first pause before asking again; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LAST_PAUSE: Duration = Duration::from_millis(500);
-/// A name of a snapshot that is longer, in bytes, is taken for garbage. CSI allows 128; not all keep to it.
+/// A name that is longer, in bytes, is taken for garbage. CSI allows 128; not all keep to it.
 const MAX_ID: usize = 1024;
 
 /// The question, ready to be sent.
@@ -156,7 +156,8 @@ fn of_volume(method: &'static str, snapshot: Option<Snapshot>, volume: &str) -> 
     if snapshot.source_volume_id != volume {
         return Err(Refusal::garbage(method, format!("a snapshot of another volume than {volume}")));
     }
-    let made = Made { id: snapshot.snapshot_id, created_s: seconds(snapshot.creation_time) };
+    let size_bytes = u64::try_from(snapshot.size_bytes).ok().filter(|bytes| *bytes > 0);
+    let made = Made { id: snapshot.snapshot_id, created_s: seconds(snapshot.creation_time), size_bytes };
     Ok(Answer { made, is_ready: snapshot.ready_to_use })
 }
 
@@ -180,6 +181,7 @@ fn of_group(answer: CreateGroupResponse, volumes: &[String]) -> Result<Answers, 
     Ok(Answers { group: Some(group.group_snapshot_id), each })
 }
 
-fn is_id(id: &str) -> bool {
+/// Whether a plugin's name of something can be kept.
+pub(super) fn is_id(id: &str) -> bool {
     (1..=MAX_ID).contains(&id.len()) && !id.chars().any(char::is_control)
 }

@@ -7,9 +7,9 @@ use tonic::Code;
 
 use super::Csi;
 use super::codes::Refusal;
-use super::entry::{Cut, Entry, Made, Member};
+use super::disk::Disk;
+use super::entry::Made;
 use super::proto::{BlockMetadata, DeltaRequest, DeltaResponse, method};
-use crate::drivers::folder::Place as Where;
 use crate::drivers::{Changes, DriverError, Extent, Kind, Owner, extents};
 
 /// How long a plugin may take for all of it: the service waits 600 s.
@@ -17,26 +17,7 @@ const LIMIT: Duration = Duration::from_secs(580);
 /// No disk has more extents than that: what comes beyond them is garbage. In memory they take 64 MiB.
 const MOST: usize = 4 << 20;
 
-/// One disk in one snapshot.
-struct Found {
-    entry: Entry,
-    member: Member,
-    made: Made,
-}
-
 impl Csi {
-    fn find(&self, owner: Owner, serial: &DiskSerial) -> Result<Found, DriverError> {
-        let absent =
-            || DriverError::new(Kind::NotFound, format!("find the disk {serial} of {}", owner.snapshot));
-        let Where::Whole(folder) = self.store.folder.place(owner) else { return Err(absent()) };
-        let (Some(entry), Some(cut)) = (Entry::read(&folder)?, Cut::read(&folder)?) else {
-            return Err(absent());
-        };
-        let index = entry.volumes.iter().position(|member| member.serial == *serial).ok_or_else(absent)?;
-        let made = cut.snapshots.get(index).ok_or_else(absent)?.clone();
-        Ok(Found { member: entry.volumes[index].clone(), entry, made })
-    }
-
     /// All that the plugin tells of two snapshots, of which the base is the older.
     fn delta(&self, base: &Made, target: &Made, told: &mut Vec<Extent>) -> Result<(), Refusal> {
         let secrets = self.store.secrets().map_err(|error| Refusal::of_ours(&error))?;
@@ -81,18 +62,16 @@ fn extent(block: &BlockMetadata) -> Option<Extent> {
 impl Changes for Csi {
     fn changes(&self, from: Owner, to: Owner, volume: &DiskSerial) -> Result<Vec<Extent>, DriverError> {
         let doing = || format!("compare {} with {}", to.snapshot, from.snapshot);
-        let (from, to) = (self.find(from, volume)?, self.find(to, volume)?);
+        let find = |owner| Disk::find(&self.store, owner, volume);
+        let (from, to) = (find(from)?, find(to)?);
         let secrets = self.store.secrets()?;
         for found in [&from, &to] {
             self.store.plugin_of(&found.entry, &secrets)?;
         }
-        if from.member.volume != to.member.volume {
-            let what = format!(
-                "{}: one is of the volume {}, the other of {}",
-                doing(),
-                from.member.volume,
-                to.member.volume
-            );
+        let (was, is) = (from.member(), to.member());
+        if was.volume != is.volume {
+            let what =
+                format!("{}: one is of the volume {}, the other of {}", doing(), was.volume, is.volume);
             return Err(DriverError::new(Kind::Unsupported, what));
         }
         if from.made.id == to.made.id {
@@ -121,10 +100,9 @@ impl Changes for Csi {
             },
             _ => refusal.into_error(doing()),
         })?;
-        if let Some(grown) = to.member.size_bytes.checked_sub(from.member.size_bytes).filter(|more| *more > 0)
-        {
-            told.push(Extent { offset: from.member.size_bytes, length: grown });
+        if let Some(grown) = is.size_bytes.checked_sub(was.size_bytes).filter(|more| *more > 0) {
+            told.push(Extent { offset: was.size_bytes, length: grown });
         }
-        Ok(extents::in_order(told, to.member.size_bytes))
+        Ok(extents::in_order(told, is.size_bytes))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Mutex, OnceLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use prost::Message;
@@ -11,7 +12,7 @@ use tokio::task::JoinSet;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 use super::codec::Bytewise;
 use super::codes::Refusal;
@@ -20,6 +21,9 @@ use crate::drivers::{DriverError, Kind};
 
 /// The plugin's context ends a little later than our patience, so that it is we who say that it was late.
 const GRACE: Duration = Duration::from_millis(500);
+
+/// Between two questions to a plugin that is at work on the same.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// The way to one plugin.
 #[derive(Debug)]
@@ -53,6 +57,28 @@ impl Client {
         A: Message + Default,
     {
         self.call_all(method, vec![request], secrets).pop().expect("one request has one answer")
+    }
+
+    /// As `call`; again while the plugin is at work on the same, until `until`.
+    pub(super) fn insist<Q, A>(
+        &self,
+        method: &'static str,
+        request: Q,
+        secrets: &Secrets,
+        until: Instant,
+    ) -> Result<A, Refusal>
+    where
+        Q: Message + Clone + 'static,
+        A: Message + Default,
+    {
+        loop {
+            match self.call(method, request.clone(), secrets) {
+                Err(refusal) if refusal.code == Code::Aborted && Instant::now() + PAUSE < until => {
+                    thread::sleep(PAUSE);
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// Calls a method once for each request, side by side. The answers are in the order of the requests.

@@ -10,6 +10,9 @@ use crate::drivers::{DriverError, Kind};
 /// How much of a plugin's text is repeated, in characters.
 const MAX_TEXT: usize = 400;
 
+/// How tonic begins when an answer is larger than it takes (`codec/decode.rs`).
+const TOO_LARGE: &str = "Error, decoded message length too large";
+
 /// A call that was not answered with what was asked for.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{} answers {}: {text}", method.trim_start_matches("/csi.v1."), word(*code))]
@@ -39,7 +42,10 @@ impl Refusal {
             .map(|c| if c.is_control() { ' ' } else { c })
             .take(MAX_TEXT)
             .collect();
-        Self { code: code_of(status), method, text: plain, is_garbage: false }
+        let code = code_of(status);
+        // tonic's words; a plugin's own are about what it was asked for.
+        let is_garbage = code == Code::OutOfRange && status.message().starts_with(TOO_LARGE);
+        Self { code, method, text: plain, is_garbage }
     }
 
     /// What this host could not do.
@@ -59,6 +65,21 @@ impl Refusal {
         use Code::{Aborted, Cancelled, DeadlineExceeded, OutOfRange, Unavailable};
         self.is_garbage
             || matches!(self.code, Cancelled | DeadlineExceeded | Unavailable | Aborted | OutOfRange)
+    }
+
+    /// Whether the answer can't be what it should, so that nobody knows what was done.
+    pub(super) fn is_garbage(&self) -> bool {
+        self.is_garbage
+    }
+
+    /// Whether something uses what was to be taken back. CSI has FAILED_PRECONDITION for it; what umount(8) says reaches us
+    /// by most plugins as INTERNAL ("target is busy", `k8s.io/mount-utils`).
+    pub(super) fn says_busy(&self) -> bool {
+        match self.code {
+            Code::FailedPrecondition => true,
+            Code::Internal | Code::Unknown => !self.is_garbage && self.text.to_lowercase().contains("busy"),
+            _ => false,
+        }
     }
 
     /// Whether nobody answered: whoever did not may never do so on this connection, and another may be behind the socket
@@ -97,9 +118,7 @@ pub(super) fn meaning(code: Code) -> (Kind, &'static str) {
             (Kind::DeadlinePassed, "the plugin did not answer in time; look at its log")
         }
         Code::NotFound => (Kind::NotFound, "the storage does not have it; look at the disk's volume"),
-        Code::AlreadyExists => {
-            (Kind::Exists, "the storage has a snapshot of that name of another volume; remove that one")
-        }
+        Code::AlreadyExists => (Kind::Exists, "the storage has something else of that name; remove that"),
         Code::PermissionDenied | Code::Unauthenticated => {
             (Kind::Failed, "the storage refuses whom we speak for; look at secrets_file of the store")
         }
@@ -109,9 +128,10 @@ pub(super) fn meaning(code: Code) -> (Kind, &'static str) {
         Code::FailedPrecondition => (Kind::Busy, "the storage can't now, something uses it"),
         Code::Aborted => (Kind::Busy, "the plugin is at work on the same volume or snapshot; try again"),
         Code::OutOfRange => (Kind::Failed, "the answer is too large, or out of range"),
-        Code::Unimplemented => {
-            (Kind::Unsupported, "nobody there can do that; is the endpoint a CSI plugin's controller?")
-        }
+        Code::Unimplemented => (
+            Kind::Unsupported,
+            "nobody there can do that; is the endpoint a CSI plugin's, and of the part that does this?",
+        ),
         Code::Internal => (Kind::Failed, "the plugin failed; its log says why"),
         Code::Unavailable => (Kind::Unreachable, "nobody answers there; is the plugin running?"),
         Code::DataLoss => (Kind::Failed, "the storage lost data"),
@@ -156,6 +176,19 @@ mod tests {
             let refusal = Refusal::new("/csi.v1.Identity/Probe", &lost, &Secrets::default());
             assert_eq!(refusal.into_error("ask").kind, Kind::Unreachable);
         }
+    }
+
+    #[test]
+    fn a_use_that_only_the_text_tells_is_a_use() {
+        let said = |code, text: &str| {
+            Refusal::new("/csi.v1.Node/NodeUnpublishVolume", &Status::new(code, text), &Secrets::default())
+        };
+        assert!(said(Code::FailedPrecondition, "").says_busy());
+        assert!(said(Code::Internal, "unmount target path: exit status 32: target is Busy.").says_busy());
+        assert!(!said(Code::Internal, "no such host").says_busy());
+        assert!(!said(Code::Unavailable, "busy").says_busy());
+        assert!(said(Code::OutOfRange, &format!("{TOO_LARGE}: found 9 bytes")).is_garbage());
+        assert!(!said(Code::OutOfRange, "no such size").is_garbage());
     }
 
     #[test]

@@ -63,6 +63,9 @@ pub(super) struct Made {
     pub(super) id: String,
     /// When, by the storage's clock, in seconds since 1970.
     pub(super) created_s: Option<i64>,
+    /// How large a volume that is made of it must be at least, in bytes; where that was told.
+    #[serde(default)]
+    pub(super) size_bytes: Option<u64>,
 }
 
 impl Made {
@@ -135,6 +138,11 @@ impl Entry {
 }
 
 impl Cut {
+    /// Whether this is one of those that were cut.
+    pub(super) fn has(&self, made: &Made) -> bool {
+        self.snapshots.iter().any(|one| one.id == made.id && one.created_s == made.created_s)
+    }
+
     /// Notes it; without `sync_all` this survives the end of the service, not a loss of power.
     pub(super) fn note(&self, file: &File) -> io::Result<()> {
         let text = serde_json::to_vec(self).expect("no value that JSON lacks");
@@ -165,6 +173,11 @@ pub(super) fn clear(folder: &Path) -> Result<(), DriverError> {
 /// The name of one volume's snapshot, by which a repeated request finds it.
 pub(super) fn name(owner: Owner, n: usize) -> String {
     format!("hostsnap-{}-{}", owner.snapshot, n + 1)
+}
+
+/// The name of the volume that is made of it, to show it.
+pub(super) fn shown_name(owner: Owner, n: usize) -> String {
+    format!("hostsnap-shown-{}-{}", owner.snapshot, n + 1)
 }
 
 /// The name of the group's.
@@ -208,7 +221,10 @@ mod tests {
         let note = entry().write(folder.path()).unwrap();
         assert_eq!(Entry::read(folder.path()).unwrap(), Some(entry()));
         assert_eq!(Cut::read(folder.path()).unwrap(), None);
-        let cut = Cut { group: None, snapshots: vec![Made { id: "s".repeat(300), created_s: Some(7) }] };
+        let cut = Cut {
+            group: None,
+            snapshots: vec![Made { id: "s".repeat(300), created_s: Some(7), size_bytes: Some(9) }],
+        };
         cut.note(&note).unwrap();
         assert_eq!(Cut::read(folder.path()).unwrap(), Some(cut));
         note.set_len(100).unwrap();
@@ -228,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_that_was_made_anew_is_not_the_same() {
-        let made = |id: &str, created_s| Made { id: id.to_owned(), created_s };
+        let made = |id: &str, created_s| Made { id: id.to_owned(), created_s, size_bytes: None };
         assert!(made("a", Some(100)).is(&made("a", Some(100))));
         assert!(made("a", Some(100)).is(&made("a", None)));
         assert!(!made("a", Some(100)).is(&made("b", Some(100))));

@@ -4,7 +4,28 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// `csi.v1.Identity`, `csi.v1.Controller`, `csi.v1.GroupController`, `csi.v1.SnapshotMetadata`.
+/// What holds secrets is never printed.
+macro_rules! unprinted {
+    ($($message:ident)*) => { $(
+        impl fmt::Debug for $message {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(stringify!($message))
+            }
+        }
+    )* };
+}
+use unprinted;
+
+mod volume;
+
+pub use volume::{
+    CapacityRange, ContentSource, ControllerPublishRequest, ControllerPublishResponse,
+    ControllerUnpublishRequest, CreateVolumeRequest, CreateVolumeResponse, DeleteVolumeRequest, NodeInfo,
+    NodePublishRequest, NodeStageRequest, NodeUnpublishRequest, NodeUnstageRequest, SnapshotSource, Topology,
+    TopologyRequirement,
+};
+
+/// `csi.v1.Identity`, `csi.v1.Controller`, `csi.v1.GroupController`, `csi.v1.SnapshotMetadata`, `csi.v1.Node`.
 pub mod method {
     #![allow(missing_docs, reason = "the specification documents them")]
     pub const GET_PLUGIN_INFO: &str = "/csi.v1.Identity/GetPluginInfo";
@@ -18,6 +39,16 @@ pub mod method {
     pub const LIST_SNAPSHOTS: &str = "/csi.v1.Controller/ListSnapshots";
     pub const GROUP_GET_CAPABILITIES: &str = "/csi.v1.GroupController/GroupControllerGetCapabilities";
     pub const CREATE_GROUP_SNAPSHOT: &str = "/csi.v1.GroupController/CreateVolumeGroupSnapshot";
+    pub const CREATE_VOLUME: &str = "/csi.v1.Controller/CreateVolume";
+    pub const DELETE_VOLUME: &str = "/csi.v1.Controller/DeleteVolume";
+    pub const PUBLISH: &str = "/csi.v1.Controller/ControllerPublishVolume";
+    pub const UNPUBLISH: &str = "/csi.v1.Controller/ControllerUnpublishVolume";
+    pub const NODE_GET_CAPABILITIES: &str = "/csi.v1.Node/NodeGetCapabilities";
+    pub const NODE_GET_INFO: &str = "/csi.v1.Node/NodeGetInfo";
+    pub const NODE_STAGE: &str = "/csi.v1.Node/NodeStageVolume";
+    pub const NODE_UNSTAGE: &str = "/csi.v1.Node/NodeUnstageVolume";
+    pub const NODE_PUBLISH: &str = "/csi.v1.Node/NodePublishVolume";
+    pub const NODE_UNPUBLISH: &str = "/csi.v1.Node/NodeUnpublishVolume";
     pub const VALIDATE_VOLUME: &str = "/csi.v1.Controller/ValidateVolumeCapabilities";
     pub const GET_METADATA_DELTA: &str = "/csi.v1.SnapshotMetadata/GetMetadataDelta";
     pub const DELETE_GROUP_SNAPSHOT: &str = "/csi.v1.GroupController/DeleteVolumeGroupSnapshot";
@@ -26,9 +57,15 @@ pub mod method {
 /// `PluginCapability.Service.Type`
 pub const CONTROLLER_SERVICE: i32 = 1;
 /// `PluginCapability.Service.Type`
+pub const VOLUME_ACCESSIBILITY_CONSTRAINTS: i32 = 2;
+/// `PluginCapability.Service.Type`
 pub const GROUP_CONTROLLER_SERVICE: i32 = 3;
 /// `PluginCapability.Service.Type`
 pub const SNAPSHOT_METADATA_SERVICE: i32 = 4;
+/// `ControllerServiceCapability.RPC.Type`
+pub const CREATE_DELETE_VOLUME: i32 = 1;
+/// `ControllerServiceCapability.RPC.Type`
+pub const PUBLISH_UNPUBLISH_VOLUME: i32 = 2;
 /// `ControllerServiceCapability.RPC.Type`
 pub const GET_CAPACITY: i32 = 4;
 /// `ControllerServiceCapability.RPC.Type`
@@ -36,14 +73,18 @@ pub const CREATE_DELETE_SNAPSHOT: i32 = 5;
 /// `ControllerServiceCapability.RPC.Type`
 pub const LIST_SNAPSHOTS: i32 = 6;
 /// `ControllerServiceCapability.RPC.Type`
+pub const PUBLISH_READONLY: i32 = 8;
+/// `ControllerServiceCapability.RPC.Type`
 pub const GET_VOLUME: i32 = 12;
 /// `GroupControllerServiceCapability.RPC.Type`
 pub const GROUP_SNAPSHOT: i32 = 1;
+/// `NodeServiceCapability.RPC.Type`
+pub const STAGE_UNSTAGE_VOLUME: i32 = 1;
 
 type Map = BTreeMap<String, String>;
 
 /// Any request without fields.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub struct Empty {}
 
 /// `GetPluginInfoResponse`
@@ -121,6 +162,10 @@ pub struct Volume {
     pub capacity_bytes: i64,
     #[prost(string, tag = "2")]
     pub volume_id: String,
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub volume_context: Map,
+    #[prost(message, optional, tag = "4")]
+    pub content_source: Option<ContentSource>,
 }
 
 /// `ValidateVolumeCapabilitiesRequest`
@@ -137,7 +182,7 @@ pub struct ValidateVolumeRequest {
 }
 
 /// `VolumeCapability` of a block volume.
-#[derive(Clone, PartialEq, prost::Message)]
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 #[allow(missing_docs, reason = "the specification documents them")]
 pub struct VolumeCapability {
     #[prost(message, optional, tag = "1")]
@@ -156,6 +201,13 @@ pub struct AccessMode {
 
 /// `VolumeCapability.AccessMode.Mode`
 pub const SINGLE_NODE_WRITER: i32 = 1;
+
+impl VolumeCapability {
+    /// A block device of one node.
+    pub fn block() -> Self {
+        Self { block: Some(Empty {}), access_mode: Some(AccessMode { mode: SINGLE_NODE_WRITER }) }
+    }
+}
 
 /// `GetMetadataDeltaRequest`
 #[derive(Clone, PartialEq, prost::Message)]
@@ -333,17 +385,6 @@ pub struct DeleteGroupRequest {
     pub snapshot_ids: Vec<String>,
     #[prost(btree_map = "string, string", tag = "3")]
     pub secrets: Map,
-}
-
-/// What holds secrets is never printed.
-macro_rules! unprinted {
-    ($($message:ident)*) => { $(
-        impl fmt::Debug for $message {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(stringify!($message))
-            }
-        }
-    )* };
 }
 
 unprinted! { ValidateVolumeRequest DeltaRequest CreateSnapshotRequest DeleteSnapshotRequest ListSnapshotsRequest CreateGroupRequest DeleteGroupRequest }

@@ -3,7 +3,6 @@
 
 use std::cell::Cell;
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use tonic::Code;
@@ -12,20 +11,22 @@ use super::codes::Refusal;
 use super::entry::{self, Cut, Entry};
 use super::proto::{DeleteGroupRequest, DeleteSnapshotRequest, Empty, method};
 use super::secrets::Secrets;
-use super::{Store, pending};
+use super::{Store, hide, pending};
 use crate::drivers::folder::Place;
 use crate::drivers::{Deleted, DriverError, Kind, Owner};
 
 /// How long a plugin that is at work on the same snapshot is asked again.
 const PATIENCE: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(200);
 
 /// Removes it in whatever state.
 pub(super) fn all(store: &Store, owner: Owner) -> Result<Deleted, DriverError> {
     let was_whole = matches!(store.folder.place(owner), Place::Whole(_));
     let begun = Cell::new(false);
     let removed = store.folder.remove(owner, |path| {
-        if let Some(cut) = what_there_is(store, owner, path)? {
+        let Some(entry) = Entry::read(path)? else { return entry::clear(path) };
+        // What is shown of it is made of it; while somebody reads that, it is in use.
+        hide::all(store, owner, &entry)?;
+        if let Some(cut) = what_there_is(store, owner, &entry, path)? {
             delete(store, &store.secrets()?, &cut, &begun)?;
         }
         entry::clear(path)
@@ -55,31 +56,35 @@ pub(super) fn on_plugin(store: &Store, cut: &Cut) -> Result<(), DriverError> {
     delete(store, &store.secrets()?, cut, &Cell::new(false))
 }
 
-fn what_there_is(store: &Store, owner: Owner, path: &Path) -> Result<Option<Cut>, DriverError> {
-    let Some(entry) = Entry::read(path)? else { return Ok(None) };
+fn what_there_is(
+    store: &Store,
+    owner: Owner,
+    entry: &Entry,
+    path: &Path,
+) -> Result<Option<Cut>, DriverError> {
     let secrets = store.secrets()?;
-    let plugin = store.plugin_of(&entry, &secrets)?;
+    let plugin = store.plugin_of(entry, &secrets)?;
     match Cut::read(path)? {
         Some(cut) => Ok(Some(cut)),
-        None => pending::was_cut(store, owner, &entry, &plugin, &secrets),
+        None => pending::was_cut(store, owner, entry, &plugin, &secrets),
     }
 }
 
 /// `begun` tells whether something may be gone.
 fn delete(store: &Store, secrets: &Secrets, cut: &Cut, begun: &Cell<bool>) -> Result<(), DriverError> {
+    let until = || Instant::now() + PATIENCE;
     if let Some(group) = &cut.group {
         let request = DeleteGroupRequest {
             group_snapshot_id: group.clone(),
             snapshot_ids: cut.snapshots.iter().map(|made| made.id.clone()).collect(),
             secrets: secrets.for_request(),
         };
-        let deleted =
-            patiently(|| store.client.call(method::DELETE_GROUP_SNAPSHOT, request.clone(), secrets));
+        let deleted = store.client.insist(method::DELETE_GROUP_SNAPSHOT, request, secrets, until());
         return judge(deleted, begun, &format!("delete the group snapshot {group}"));
     }
     cut.snapshots.iter().try_for_each(|made| {
         let request = DeleteSnapshotRequest { snapshot_id: made.id.clone(), secrets: secrets.for_request() };
-        let deleted = patiently(|| store.client.call(method::DELETE_SNAPSHOT, request.clone(), secrets));
+        let deleted = store.client.insist(method::DELETE_SNAPSHOT, request, secrets, until());
         judge(deleted, begun, &format!("delete the snapshot {}", made.id))
     })
 }
@@ -95,16 +100,6 @@ fn judge(deleted: Result<Empty, Refusal>, begun: &Cell<bool>, doing: &str) -> Re
             // Also a plugin that is at work on it may be deleting it.
             begun.set(begun.get() || refusal.is_open());
             Err(refusal.into_error(doing))
-        }
-    }
-}
-
-fn patiently(call: impl Fn() -> Result<Empty, Refusal>) -> Result<Empty, Refusal> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match call() {
-            Err(refusal) if refusal.code == Code::Aborted && Instant::now() < until => thread::sleep(PAUSE),
-            answer => return answer,
         }
     }
 }

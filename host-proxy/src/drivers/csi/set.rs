@@ -134,7 +134,7 @@ impl Taken {
         // A later one, made by our asking: nobody else knows of it.
         let new = Cut {
             group: now.group,
-            snapshots: now.snapshots.into_iter().filter(|one| !self.cut.snapshots.contains(one)).collect(),
+            snapshots: now.snapshots.into_iter().filter(|one| !self.cut.has(one)).collect(),
         };
         let what =
             format!("finish {}: somebody removed its snapshots from the storage", self.set.owner.snapshot);

@@ -165,7 +165,7 @@ fn marks(store: &Store, owner: Owner, volume: &Volume, size_bytes: u64) -> Resul
     let doing = || format!("ask the driver {} to restore {}", store.driver.name(), volume.source);
     let able = store.driver.restore().ok_or_else(|| DriverError::new(Kind::Unsupported, doing()))?;
     let now = fingerprint::of_head(&store.driver.read_head(volume, fingerprint::HEAD_BYTES)?);
-    let then = match store.driver.expose() {
+    let then = match store.driver.exposes() {
         None => None,
         Some(show) => {
             let exposed = show.expose(owner, &volume.serial)?;

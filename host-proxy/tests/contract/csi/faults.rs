@@ -28,11 +28,11 @@ const SHORT: Duration = Duration::from_millis(700);
 const SINGLES: Offers = Offers { groups: false, ..EVERYTHING };
 const NO_LISTS: Offers = Offers { lists: false, ..SINGLES };
 
-fn told(error: &DriverError) -> String {
+pub(super) fn told(error: &DriverError) -> String {
     format!("{error}: {}", error.source().map(ToString::to_string).unwrap_or_default())
 }
 
-fn refuses(code: i32) -> Fault {
+pub(super) fn refuses(code: i32) -> Fault {
     Fault::Refuses(code, "as told".to_owned())
 }
 

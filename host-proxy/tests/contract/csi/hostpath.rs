@@ -18,14 +18,13 @@ use std::time::Duration;
 use harness::process::Process;
 use harness::wait::wait_until;
 use host_proxy::drivers::csi::{Csi, Place};
-use host_proxy::drivers::{Driver, Exposed, Format, Owner, Recovered, Source, Volume};
-use protocol::DiskSerial;
+use host_proxy::drivers::{Driver, Format, Recovered, Source, Volume};
 use serde_json::{Value, json};
 
 use crate::DISK_BYTES;
-use crate::bench::{Bench, Filler, Foreign, ForeignFiles, Held};
+use crate::bench::{Bench, Filler, Foreign, ForeignFiles};
 
-/// All of the contract but what this driver does not know: snapshots that are in use, and a full pool.
+/// All of the contract but what this driver does not know: a full pool.
 #[test]
 #[ignore = "needs the Kubernetes CSI host-path driver: HOSTSNAP_HOSTPATHPLUGIN"]
 fn the_kubernetes_hostpath_driver_keeps_the_contract() {
@@ -37,6 +36,9 @@ fn the_kubernetes_hostpath_driver_keeps_the_contract() {
         crate::what_is_deleted_twice_was_absent(&bench);
         crate::what_is_not_there_can_not_be_snapshot(&bench);
         crate::after_the_deadline_nothing_is_begun_and_nothing_left(&bench);
+        crate::what_was_concealed_is_shown_again(&bench);
+        crate::export::what_is_served_is_the_snapshot_and_what_changed_is_marked(&bench);
+        crate::what_is_in_use_is_busy(&bench);
         crate::what_is_abandoned_leaves_nothing(&bench);
         crate::what_a_crash_leaves_is_recovered(&bench);
         assert!(bench.driver().changes().is_some(), "it has the service");
@@ -96,6 +98,9 @@ impl HostPath {
         command.arg("--statedir").arg(at("state"));
         command.args(["--drivername", "hostpath.csi.k8s.io", "--nodeid", "node", "-v", "5"]);
         command.arg(format!("--enable-list-snapshots={lists}"));
+        // It refuses then what comes in the wrong order.
+        command.args(["--check-volume-lifecycle=true", &format!("--enable-attach={lists}")]);
+        command.arg(format!("--enable-topology={lists}"));
         // Both of the ways in which CSI lets a plugin tell ranges.
         let blocks = if lists { "FIXED_LENGTH" } else { "VARIABLE_LENGTH" };
         command.args(["--enable-snapshot-metadata=true", "--snapshot-metadata-block-type", blocks]);
@@ -106,8 +111,10 @@ impl HostPath {
         });
         let place = Place {
             endpoint: at("csi.sock"),
+            node_endpoint: None,
             folder: at("store"),
             parameters: BTreeMap::new(),
+            volume_parameters: BTreeMap::new(),
             secrets_file: None,
             timeout: Duration::from_secs(20),
             group_snapshots,
@@ -116,15 +123,16 @@ impl HostPath {
     }
 
     /// What the driver itself says that it has.
-    fn snapshots(&self) -> Vec<Value> {
+    fn has(&self, what: &str) -> Vec<Value> {
         let text = fs::read_to_string(self.state.join("state.json")).unwrap();
         let state: Value = serde_json::from_str(&text).unwrap();
-        state["Snapshots"].as_array().cloned().unwrap_or_default()
+        state[what].as_array().cloned().unwrap_or_default()
     }
 
     fn nothing_is_left(&self) {
         assert_eq!(self.driver().list().unwrap(), []);
-        assert_eq!(self.snapshots(), [] as [Value; 0]);
+        assert_eq!(self.has("Snapshots"), [] as [Value; 0]);
+        assert_eq!(self.has("Volumes").len(), VOLUMES.len());
     }
 }
 
@@ -149,20 +157,6 @@ impl Bench for HostPath {
 
     fn leave_foreign(&self) -> Box<dyn Foreign + '_> {
         ForeignFiles::leave(&self.place.folder)
-    }
-
-    fn show(&self, owner: Owner, serial: &DiskSerial) -> Exposed {
-        let (_, volume) = VOLUMES.iter().find(|(one, _)| *one == serial.as_str()).unwrap();
-        let prefix = format!("hostsnap-{}", owner.snapshot);
-        let snapshots = self.snapshots();
-        let is_it =
-            |one: &&Value| one["VolID"] == *volume && one["Name"].as_str().unwrap().starts_with(&prefix);
-        let path = snapshots.iter().find(is_it).unwrap()["Path"].as_str().unwrap().into();
-        Exposed::Path { path, format: Format::Raw }
-    }
-
-    fn hold(&self, _: &Exposed) -> Box<dyn Held + '_> {
-        unreachable!("this driver knows no use of a snapshot")
     }
 
     fn write(&self, volume: &Volume, byte: u8) {

@@ -1,5 +1,14 @@
 //! A CSI plugin of the tests' own: gRPC by hand on hyper, so that the driver does not talk to itself; snapshots are real clones of
 //! files on XFS. It can be told to do each thing that plugins do wrong.
+//!
+//! | module | idea |
+//! |---|---|
+//! | this one | the server, and snapshots |
+//! | `volumes` | volumes made of snapshots, and the node service |
+
+// Where a benchmark includes this file, its rooms are found all the same.
+#[path = "server/volumes.rs"]
+pub(crate) mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
@@ -21,6 +30,8 @@ use hyper::header::{HeaderMap, HeaderValue};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 
+use volumes::{Made, Publishing};
+
 /// gRPC's numbers.
 pub(crate) const INVALID_ARGUMENT: i32 = 3;
 pub(crate) const NOT_FOUND: i32 = 5;
@@ -29,6 +40,7 @@ pub(crate) const RESOURCE_EXHAUSTED: i32 = 8;
 pub(crate) const FAILED_PRECONDITION: i32 = 9;
 pub(crate) const ABORTED: i32 = 10;
 pub(crate) const UNIMPLEMENTED: i32 = 12;
+pub(crate) const INTERNAL: i32 = 13;
 
 /// The messages of an answer: one, but for streams.
 type Answer = Result<Vec<Vec<u8>>, (i32, String)>;
@@ -56,6 +68,8 @@ pub(crate) struct Offers {
     pub(crate) groups: bool,
     pub(crate) room: bool,
     pub(crate) changes: bool,
+    /// Volumes, of snapshots too.
+    pub(crate) volumes: Option<Publishing>,
 }
 
 /// All that it knows.
@@ -79,6 +93,15 @@ pub(crate) struct State {
     /// What came with the last call that had secrets.
     pub(crate) secrets: BTreeMap<String, String>,
     pub(crate) parameters: BTreeMap<String, String>,
+    pub(crate) volume_parameters: BTreeMap<String, String>,
+    /// The volumes that it has made.
+    pub(crate) made: Vec<Made>,
+    /// Whether its volumes are empty, whatever they should be made of.
+    pub(crate) makes_empty: bool,
+    /// Whether its node service is at this socket too.
+    pub(crate) is_node: bool,
+    /// What it calls this host.
+    pub(crate) node: String,
     folder: PathBuf,
     count: u64,
 }
@@ -119,6 +142,11 @@ impl Server {
             page: 100,
             secrets: BTreeMap::new(),
             parameters: BTreeMap::new(),
+            volume_parameters: BTreeMap::new(),
+            made: Vec::new(),
+            makes_empty: false,
+            is_node: true,
+            node: volumes::NODE.to_owned(),
             folder: folder.to_owned(),
             count: 0,
         }));
@@ -283,6 +311,10 @@ impl State {
     }
 
     fn answer(&mut self, path: &str, message: &[u8]) -> Result<Vec<u8>, (i32, String)> {
+        if let Some(answer) = self.volume_call(path, message) {
+            return answer;
+        }
+        let publishing = self.offers.volumes;
         Ok(match path {
             method::GET_PLUGIN_INFO => {
                 PluginInfo { name: self.name.clone(), vendor_version: "1".to_owned() }.encode_to_vec()
@@ -292,6 +324,7 @@ impl State {
                 (proto::CONTROLLER_SERVICE, true),
                 (proto::GROUP_CONTROLLER_SERVICE, self.offers.groups),
                 (proto::SNAPSHOT_METADATA_SERVICE, self.offers.changes),
+                (proto::VOLUME_ACCESSIBILITY_CONSTRAINTS, publishing.is_some_and(|one| one.topology)),
             ])
             .encode_to_vec(),
             method::GET_CAPABILITIES => capabilities(&[
@@ -299,6 +332,8 @@ impl State {
                 (proto::LIST_SNAPSHOTS, self.offers.lists),
                 (proto::GET_CAPACITY, self.offers.room),
                 (proto::GET_VOLUME, true),
+                (proto::CREATE_DELETE_VOLUME, publishing.is_some()),
+                (proto::PUBLISH_UNPUBLISH_VOLUME, publishing.is_some_and(|one| one.controller)),
             ])
             .encode_to_vec(),
             method::GROUP_GET_CAPABILITIES => capabilities(&[(proto::GROUP_SNAPSHOT, true)]).encode_to_vec(),
@@ -327,13 +362,15 @@ impl State {
     fn volume(&self, id: &str) -> Result<GetVolumeResponse, (i32, String)> {
         if self.tells_any && !self.volumes.contains_key(id) {
             return Ok(GetVolumeResponse {
-                volume: Some(Volume { capacity_bytes: 0, volume_id: id.to_owned() }),
+                volume: Some(Volume { volume_id: id.to_owned(), ..Default::default() }),
             });
         }
         let file = self.volumes.get(id).ok_or((NOT_FOUND, "no such volume".to_owned()))?;
         let capacity_bytes =
             i64::try_from(fs::metadata(file).expect("a volume's file").len()).expect("small");
-        Ok(GetVolumeResponse { volume: Some(Volume { capacity_bytes, volume_id: id.to_owned() }) })
+        Ok(GetVolumeResponse {
+            volume: Some(Volume { capacity_bytes, volume_id: id.to_owned(), ..Default::default() }),
+        })
     }
 
     /// One clone; the same for the same name.
@@ -384,6 +421,9 @@ impl State {
         if self.in_use.contains(&request.snapshot_id) {
             return Err((FAILED_PRECONDITION, "in use".to_owned()));
         }
+        if self.has_volumes_of(&request.snapshot_id) {
+            return Err((FAILED_PRECONDITION, "volumes are made of it".to_owned()));
+        }
         self.forget(|one| one.id == request.snapshot_id);
         Ok(Empty {})
     }
@@ -433,6 +473,9 @@ impl State {
         let ours = |one: &Kept| one.group == request.group_snapshot_id;
         if self.snapshots.iter().any(|one| ours(one) && self.in_use.contains(&one.id)) {
             return Err((FAILED_PRECONDITION, "in use".to_owned()));
+        }
+        if self.snapshots.iter().any(|one| ours(one) && self.has_volumes_of(&one.id)) {
+            return Err((FAILED_PRECONDITION, "volumes are made of one of it".to_owned()));
         }
         assert!(self.snapshots.iter().filter(|one| ours(one)).all(|one| members.contains(one.id.as_str())));
         self.forget(ours);

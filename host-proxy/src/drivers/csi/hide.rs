@@ -1,0 +1,116 @@
+//! Taking back what showing a disk of a snapshot needed, in reverse order, by what was noted of it; however far that came, and
+//! as often as need be: each call may be made again (CSI 1.12), and what is absent is fine.
+
+use std::time::{Duration, Instant};
+
+use protocol::DiskSerial;
+use tonic::Code;
+
+use super::client::Client;
+use super::codes::Refusal;
+use super::entry::Entry;
+use super::proto::{
+    ControllerUnpublishRequest, DeleteVolumeRequest, Empty, NodeUnpublishRequest, NodeUnstageRequest, method,
+};
+use super::secrets::Secrets;
+use super::shown::{Shown, Spot};
+use super::{Store, volume};
+use crate::drivers::folder::Place as Where;
+use crate::drivers::{DriverError, Kind, Owner};
+
+/// How long a plugin that is at work on the same volume is asked again.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One disk of a snapshot, whole or not.
+pub(super) fn disk(store: &Store, owner: Owner, serial: &DiskSerial) -> Result<(), DriverError> {
+    let folder = match store.folder.place(owner) {
+        Where::Absent | Where::Partial(_) => return Ok(()),
+        Where::Whole(folder) | Where::Deleting(folder) => folder,
+    };
+    let Some(entry) = Entry::read(&folder)? else { return Ok(()) };
+    let index = entry.volumes.iter().position(|member| member.serial == *serial);
+    index.map_or(Ok(()), |index| spot(store, &Spot::new(store, owner, index)))
+}
+
+/// All disks of a snapshot.
+pub(super) fn all(store: &Store, owner: Owner, entry: &Entry) -> Result<(), DriverError> {
+    (0..entry.volumes.len()).try_for_each(|index| spot(store, &Spot::new(store, owner, index)))
+}
+
+/// Whatever was made for this one.
+pub(super) fn spot(store: &Store, spot: &Spot) -> Result<(), DriverError> {
+    if !spot.is_there() {
+        return Ok(());
+    }
+    let Some(shown) = Shown::read(spot)? else { return spot.remove() };
+    let secrets = store.secrets()?;
+    store.plugin_named(&shown.plugin, &secrets)?;
+    let taking_back = Back { store, secrets: &secrets, doing: format!("take back {}", shown.asked.name) };
+    taking_back.all(&shown, spot)?;
+    spot.remove()
+}
+
+struct Back<'a> {
+    store: &'a Store,
+    secrets: &'a Secrets,
+    doing: String,
+}
+
+impl Back<'_> {
+    fn all(&self, shown: &Shown, spot: &Spot) -> Result<(), DriverError> {
+        let controller = &self.store.client;
+        let Some(volume) = &shown.volume else {
+            // The answer was lost; nothing was done with a volume that nobody knew of.
+            let until = Instant::now() + PATIENCE;
+            let made = volume::was_made(controller, &shown.asked, self.secrets, until);
+            let made = made.map_err(|refusal| refusal.into_error(&self.doing))?;
+            return made.map_or(Ok(()), |volume| self.delete(&volume.id));
+        };
+        let node = self.store.node_client();
+        let path = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
+        let request = NodeUnpublishRequest { volume_id: volume.id.clone(), target_path: path(spot.device()) };
+        self.call(node, method::NODE_UNPUBLISH, request)?;
+        spot.clear_device()?;
+        if shown.stages {
+            let request = NodeUnstageRequest {
+                volume_id: volume.id.clone(),
+                staging_target_path: path(spot.staging()),
+            };
+            self.call(node, method::NODE_UNSTAGE, request)?;
+        }
+        if shown.publishes {
+            let request = ControllerUnpublishRequest {
+                volume_id: volume.id.clone(),
+                node_id: shown.node.clone(),
+                secrets: self.secrets.for_request(),
+            };
+            self.call(controller, method::UNPUBLISH, request)?;
+        }
+        self.delete(&volume.id)
+    }
+
+    fn delete(&self, volume_id: &str) -> Result<(), DriverError> {
+        let request =
+            DeleteVolumeRequest { volume_id: volume_id.to_owned(), secrets: self.secrets.for_request() };
+        self.call(&self.store.client, method::DELETE_VOLUME, request)
+    }
+
+    fn call<Q: prost::Message + Clone + 'static>(
+        &self,
+        client: &Client,
+        method: &'static str,
+        request: Q,
+    ) -> Result<(), DriverError> {
+        let told: Result<Empty, Refusal> =
+            client.insist(method, request, self.secrets, Instant::now() + PATIENCE);
+        match told {
+            Ok(Empty {}) => Ok(()),
+            Err(refusal) if refusal.code == Code::NotFound => Ok(()),
+            Err(refusal) => {
+                let is_in_use = refusal.says_busy();
+                let error = refusal.into_error(&self.doing);
+                Err(if is_in_use { DriverError { kind: Kind::Busy, ..error } } else { error })
+            }
+        }
+    }
+}

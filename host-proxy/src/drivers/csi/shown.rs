@@ -1,0 +1,220 @@
+//! What this host keeps of a disk of a snapshot that is shown here: CSI opens no snapshot, so a volume is made of it, and
+//! published to this host. All that undoing needs is noted before it is needed, in a folder for each such disk:
+//!
+//! ```text
+//! <store>/.hostsnap/shown/<snapshot id>.<n>/
+//!     shown.json    what the plugin is asked for, and what it calls the volume
+//!     staging/      for the plugin's node service
+//!     device        the volume, put there by the node service
+//! ```
+//!
+//! It is not within the snapshot's folder: that is renamed when the snapshot is deleted, and what is mounted keeps its path.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Store;
+use crate::drivers::folder::{remove_if_there, sync};
+use crate::drivers::{DriverError, Kind, Owner};
+
+const FOLDER: &str = "shown";
+const NOTE: &str = "shown.json";
+const NEW_NOTE: &str = "shown.json.new";
+/// A note that is larger, in bytes, is none of ours.
+const LIMIT: u64 = 1 << 20;
+
+/// A disk of a snapshot that is shown, or is going to be, or was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Shown {
+    /// The version of this text; 1 so far.
+    hostsnap: u32,
+    /// The plugin's name: what another one calls a volume is something else.
+    pub(super) plugin: String,
+    pub(super) asked: Asked,
+    /// What the plugin calls this host.
+    pub(super) node: String,
+    /// Whether the controller publishes it to this host.
+    pub(super) publishes: bool,
+    /// Whether the node service stages it.
+    pub(super) stages: bool,
+    /// The volume, once the plugin has told.
+    pub(super) volume: Option<Volume>,
+}
+
+/// The question for the volume: asked again in the same words it gives the same one (CSI 1.12, `CreateVolume`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Asked {
+    pub(super) name: String,
+    /// What the plugin calls the snapshot.
+    pub(super) snapshot: String,
+    pub(super) required_bytes: u64,
+    pub(super) parameters: BTreeMap<String, String>,
+    /// Where it must be usable, for a plugin whose volumes are not everywhere.
+    pub(super) topology: Option<BTreeMap<String, String>>,
+}
+
+/// A volume, as the plugin told it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Volume {
+    pub(super) id: String,
+    /// What the plugin wants to hear again with each call.
+    pub(super) context: BTreeMap<String, String>,
+}
+
+impl Shown {
+    pub(super) fn new(plugin: &str, asked: Asked, node: &str, publishes: bool, stages: bool) -> Self {
+        let (plugin, node) = (plugin.to_owned(), node.to_owned());
+        Self { hostsnap: 1, plugin, asked, node, publishes, stages, volume: None }
+    }
+
+    /// Whether it is what would be asked for now.
+    pub(super) fn is(&self, now: &Self) -> bool {
+        Self { volume: None, ..self.clone() } == *now
+    }
+
+    /// `None` if there is none: then the plugin was never asked.
+    pub(super) fn read(spot: &Spot) -> Result<Option<Self>, DriverError> {
+        let path = spot.0.join(NOTE);
+        let failed = |error| DriverError::io(format!("read {}", path.display()), error);
+        let damaged = || {
+            let what = format!("read {}: it is damaged, or of a newer hostsnapd", path.display());
+            DriverError::new(Kind::Failed, what)
+        };
+        let text = match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+            Ok(meta) if meta.len() > LIMIT => return Err(damaged()),
+            Ok(_) => fs::read(&path).map_err(failed)?,
+        };
+        let shown: Self = serde_json::from_slice(&text).map_err(|_| damaged())?;
+        if shown.hostsnap == 1 { Ok(Some(shown)) } else { Err(damaged()) }
+    }
+
+    /// Notes it, durably.
+    pub(super) fn write(&self, spot: &Spot) -> Result<(), DriverError> {
+        let text = serde_json::to_vec_pretty(self).expect("no value that JSON lacks");
+        let new = spot.0.join(NEW_NOTE);
+        let write = || -> io::Result<()> {
+            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&new, spot.0.join(NOTE))
+        };
+        write().map_err(|error| DriverError::io(format!("write {}", new.display()), error))?;
+        sync(&spot.0)
+    }
+}
+
+/// The folder of one such disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Spot(PathBuf);
+
+impl Spot {
+    pub(super) fn new(store: &Store, owner: Owner, index: usize) -> Self {
+        Self(store.folder.root().join(FOLDER).join(format!("{}.{}", owner.snapshot, index + 1)))
+    }
+
+    /// For the node service to stage the volume in.
+    pub(super) fn staging(&self) -> PathBuf {
+        self.0.join("staging")
+    }
+
+    /// Where the node service puts the volume.
+    pub(super) fn device(&self) -> PathBuf {
+        self.0.join("device")
+    }
+
+    /// Makes the folder, durably.
+    pub(super) fn make(&self) -> Result<(), DriverError> {
+        let failed = |error| DriverError::io(format!("make the folder {}", self.0.display()), error);
+        DirBuilder::new().recursive(true).mode(0o700).create(self.staging()).map_err(failed)?;
+        self.0.ancestors().skip(1).take(2).try_for_each(sync)
+    }
+
+    pub(super) fn is_there(&self) -> bool {
+        self.0.symlink_metadata().is_ok()
+    }
+
+    /// The plugin must have removed what it put there. What it left, if it is not mounted, is nobody's.
+    pub(super) fn clear_device(&self) -> Result<(), DriverError> {
+        remove_if_there(&self.device())
+    }
+
+    /// Removes the folder: nothing is shown any more.
+    pub(super) fn remove(&self) -> Result<(), DriverError> {
+        self.clear_device()?;
+        remove_folder(&self.staging())?;
+        remove_if_there(&self.0.join(NEW_NOTE))?;
+        remove_if_there(&self.0.join(NOTE))?;
+        remove_folder(&self.0)?;
+        match self.0.parent() {
+            Some(parent) if parent.is_dir() => sync(parent),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn remove_folder(path: &Path) -> Result<(), DriverError> {
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let doing = format!("remove {}, where the plugin's node service left something", path.display());
+            Err(DriverError::io(doing, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown() -> Shown {
+        let asked = Asked {
+            name: "hostsnap-shown-1".to_owned(),
+            snapshot: "s".to_owned(),
+            required_bytes: 1 << 20,
+            parameters: BTreeMap::new(),
+            topology: Some([("zone".to_owned(), "a".to_owned())].into()),
+        };
+        Shown::new("array.example", asked, "node-1", true, false)
+    }
+
+    #[test]
+    fn what_was_noted_is_read_and_a_damaged_note_is_no_absence() {
+        let folder = tempfile::tempdir().unwrap();
+        let spot = Spot(folder.path().join("one.1"));
+        assert_eq!(Shown::read(&spot).unwrap(), None);
+        spot.make().unwrap();
+        spot.make().unwrap();
+        let mut shown = shown();
+        shown.write(&spot).unwrap();
+        assert_eq!(Shown::read(&spot).unwrap(), Some(shown.clone()));
+        shown.volume = Some(Volume { id: "v".to_owned(), context: BTreeMap::new() });
+        shown.write(&spot).unwrap();
+        let read = Shown::read(&spot).unwrap().unwrap();
+        assert_eq!(read, shown);
+        assert!(read.is(&self::shown()) && !read.is(&Shown { node: "node-2".to_owned(), ..self::shown() }));
+        fs::write(spot.0.join(NOTE), "{").unwrap();
+        assert!(Shown::read(&spot).is_err());
+        fs::write(spot.device(), b"").unwrap();
+        spot.remove().unwrap();
+        spot.remove().unwrap();
+        assert!(!spot.is_there() && folder.path().is_dir());
+    }
+
+    #[test]
+    fn what_the_plugin_left_behind_is_told_and_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let spot = Spot(folder.path().join("one.1"));
+        spot.make().unwrap();
+        fs::write(spot.staging().join("lock"), b"x").unwrap();
+        let error = spot.remove().unwrap_err();
+        assert!(error.to_string().contains("left something"), "{error}");
+        assert!(spot.staging().join("lock").exists());
+    }
+}
