@@ -26,6 +26,7 @@
 //! | `shown` | what this host keeps of a disk that is shown |
 //! | `volume` | asking for the volume that is made of a snapshot |
 //! | `show`, `hide` | the steps from a snapshot to a path of this host, and back |
+//! | `restore` | a volume given back the bytes of a snapshot |
 
 mod ask;
 #[doc(hidden)]
@@ -44,6 +45,7 @@ mod plugin;
 #[doc(hidden)]
 pub mod proto;
 mod remove;
+mod restore;
 mod secrets;
 mod set;
 mod show;
@@ -73,7 +75,7 @@ use self::set::{Prepared, Taken};
 use super::folder::{Folder, Place as Where};
 use super::{
     Abilities, Changes, Deleted, Driver, DriverError, Expose, Format, Found, Kind, Owner, Plan, ROOM_UNKNOWN,
-    Ready, Recovered, Source, Volume, VolumeFacts, image,
+    Ready, Recovered, Restore, Source, Volume, VolumeFacts, image,
 };
 
 /// Where the plugin is, and what it is told.
@@ -380,6 +382,10 @@ impl Driver for Csi {
         self.store.shows().is_ok().then_some(self as &dyn Expose)
     }
 
+    fn restore(&self) -> Option<&dyn Restore> {
+        self.store.shows().is_ok().then_some(self as &dyn Restore)
+    }
+
     fn exposes(&self) -> Option<&dyn Expose> {
         Some(self)
     }
@@ -395,20 +401,20 @@ impl Driver for Csi {
             set: self.set_cut(),
             expose: shows.is_ok(),
             changes: plugin.is_some_and(|plugin| plugin.tells_changes),
-            restore: self.restore().is_some(),
+            restore: shows.is_ok(),
         }
     }
 
     fn limits(&self) -> &'static str {
         match self.store.shows() {
             Ok(_) => {
-                "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; to show a snapshot a volume is made of it"
+                "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; a volume is made of a snapshot to show or restore it"
             }
             Err(CantShow::NoVolumes(_)) => {
-                "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; shows no snapshot: the plugin makes no volumes"
+                "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; shows and restores none: the plugin makes no volumes"
             }
             Err(CantShow::NoNode(..)) => {
-                "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; shows no snapshot: no node service of the plugin answers on the host"
+                "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; shows and restores none: no node service of the plugin answers on the host"
             }
             Err(CantShow::Nothing(_)) => {
                 "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; the plugin does not answer now"

@@ -58,10 +58,20 @@ impl Pair {
         volume: &Volume,
         others: Others,
     ) -> Result<Self, DriverError> {
+        Self::open_first(snapshot, u64::MAX, volume, others)
+    }
+
+    /// As [`Pair::open`], where what shows the snapshot may be larger: only so many bytes of it are the snapshot's.
+    pub(in crate::drivers) fn open_first(
+        snapshot: &Path,
+        snapshot_bytes: u64,
+        volume: &Volume,
+        others: Others,
+    ) -> Result<Self, DriverError> {
         let from = Side::open(snapshot, &mut OpenOptions::new(), 0)?;
         let to = Side::open(volume.path()?, OpenOptions::new().write(true), libc::O_EXCL)?;
         let total_bytes = size(&to.file, volume)?;
-        same_size(volume, size(&from.file, volume)?, total_bytes)?;
+        same_size(volume, size(&from.file, volume)?.min(snapshot_bytes), total_bytes)?;
         if others == Others::Nobody {
             lock(&to.file, volume)?;
         }

@@ -38,6 +38,7 @@ fn the_kubernetes_hostpath_driver_keeps_the_contract() {
         crate::after_the_deadline_nothing_is_begun_and_nothing_left(&bench);
         crate::what_was_concealed_is_shown_again(&bench);
         crate::export::what_is_served_is_the_snapshot_and_what_changed_is_marked(&bench);
+        crate::restore::what_was_at_the_cut_is_there_again(&bench);
         crate::what_is_in_use_is_busy(&bench);
         crate::what_is_abandoned_leaves_nothing(&bench);
         crate::what_a_crash_leaves_is_recovered(&bench);

@@ -98,6 +98,8 @@ pub(crate) struct State {
     pub(crate) made: Vec<Made>,
     /// Whether its volumes are empty, whatever they should be made of.
     pub(crate) makes_empty: bool,
+    /// It makes no smaller volumes, in bytes.
+    pub(crate) rounds_up_to: u64,
     /// Whether its node service is at this socket too.
     pub(crate) is_node: bool,
     /// What it calls this host.
@@ -145,6 +147,7 @@ impl Server {
             volume_parameters: BTreeMap::new(),
             made: Vec::new(),
             makes_empty: false,
+            rounds_up_to: 0,
             is_node: true,
             node: volumes::NODE.to_owned(),
             folder: folder.to_owned(),

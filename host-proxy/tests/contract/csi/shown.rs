@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use host_proxy::drivers::csi::proto::{CreateVolumeResponse, Volume as Told, method};
 use host_proxy::drivers::csi::{Csi, Place};
-use host_proxy::drivers::{Driver, DriverError, Exposed, Found, Kind, Owner, Volume};
+use host_proxy::drivers::{Driver, DriverError, Exposed, Found, Kind, Others, Owner, Source, Volume};
 use prost::Message;
 
 use super::faults::{refuses, told};
@@ -14,7 +14,7 @@ use super::server::volumes::{NODE, Publishing, Puts};
 use super::server::{Fault, Offers, Server};
 use super::{Array, EVERYTHING, SIMPLY};
 use crate::bench::Bench;
-use crate::{delete, first_byte, take};
+use crate::{DISK_BYTES, delete, first_byte, take};
 
 /// How long a plugin that hangs is waited for in these tests.
 const SHORT: Duration = Duration::from_millis(300);
@@ -241,8 +241,8 @@ fn who_makes_no_volumes_or_has_no_node_service_here_shows_nothing_and_says_why()
         (able, driver.limits(), driver.offers().unwrap(), tried)
     };
     let (able, limits, offers, tried) = told_by(array.place());
-    assert!(able.0 && able.1 && tried.is_ok(), "{tried:?}");
-    assert!(limits.contains("a volume is made of it"), "{limits}");
+    assert!(able.0 && able.1 && able.2 && tried.is_ok(), "{tried:?}");
+    assert!(limits.contains("a volume is made of a snapshot"), "{limits}");
     assert!(offers.contains("CREATE_DELETE_VOLUME") && offers.contains(NODE), "{offers}");
     conceal(&array, owner, volume).unwrap();
 
@@ -306,5 +306,60 @@ fn secrets_and_the_volumes_parameters_reach_the_plugin_and_no_file() {
     assert_eq!(array.server.state().volume_parameters["tier"], "silver");
     assert_eq!(array.made(), 1);
     driver.delete(owner).unwrap();
+    nothing_is_shown(&array);
+}
+
+/// Whatever keeps it from being shown, the volume is as it was, and whoever asked is to try again.
+#[test]
+fn a_restore_whose_snapshot_can_not_be_shown_has_touched_nothing_and_leaves_nothing() {
+    let array = Array { timeout: SHORT, ..Array::start(SINGLES) };
+    let volume = &array.volumes()[0];
+    array.write(volume, 0x51);
+    let owner = take(&array);
+    array.write(volume, 0x52);
+    let driver = array.driver();
+    let able = driver.restore().expect("it can");
+    for (method, code, kind) in [
+        (method::CREATE_VOLUME, 8, Kind::NoSpace),
+        (method::CREATE_VOLUME, 14, Kind::Busy),
+        (method::NODE_STAGE, 13, Kind::Busy),
+        (method::NODE_PUBLISH, 4, Kind::Busy),
+    ] {
+        (0..40).for_each(|_| array.server.fault(method, refuses(code)));
+        let error =
+            able.restore(owner, volume, Others::Machine, &mut |_| panic!("nothing is done")).unwrap_err();
+        array.server.state().faults.clear();
+        assert_eq!(error.kind, kind, "{}", told(&error));
+        assert_eq!(array.driver().read_head(volume, 1).unwrap(), [0x52]);
+    }
+    // What could not be taken back after it harms nobody: who deletes the snapshot does it.
+    array.server.fault(method::DELETE_VOLUME, refuses(14));
+    able.restore(owner, volume, Others::Machine, &mut |_| {}).unwrap();
+    assert_eq!(array.driver().read_head(volume, 1).unwrap(), [0x51]);
+    assert_eq!(array.made(), 1);
+    let other = Volume {
+        source: Source::Published { volume: "vol-other".to_owned(), path: volume.path().unwrap().to_owned() },
+        ..volume.clone()
+    };
+    let error = able.can_restore(owner, &other).unwrap_err();
+    assert_eq!(error.kind, Kind::Unsupported, "{}", told(&error));
+    delete(&array, owner);
+    nothing_is_shown(&array);
+}
+
+/// A storage that makes only volumes of whole gibibytes, say.
+#[test]
+fn what_the_storage_rounds_up_is_shown_and_restored_as_what_was_cut() {
+    let array = Array::start(SINGLES);
+    let volume = &array.volumes()[0];
+    array.server.state().rounds_up_to = DISK_BYTES + (1 << 20);
+    array.write(volume, 0x51);
+    let owner = take(&array);
+    array.write(volume, 0x52);
+    let driver = array.driver();
+    driver.restore().expect("it can").restore(owner, volume, Others::Nobody, &mut |_| {}).unwrap();
+    assert_eq!(driver.read_head(volume, 1).unwrap(), [0x51]);
+    assert_eq!(fs::metadata(volume.path().unwrap()).unwrap().len(), DISK_BYTES);
+    delete(&array, owner);
     nothing_is_shown(&array);
 }

@@ -157,7 +157,7 @@ impl State {
             if !self.makes_empty {
                 rustix::fs::ioctl_ficlone(&clone, File::open(&snapshot.file).unwrap()).expect("a clone");
             }
-            clone.set_len(u64::try_from(bytes).unwrap()).unwrap();
+            clone.set_len(u64::try_from(bytes).unwrap().max(self.rounds_up_to)).unwrap();
             self.made.push(Made {
                 id: format!("vol/{}", self.count),
                 name: request.name.clone(),
