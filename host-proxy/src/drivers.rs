@@ -180,6 +180,11 @@ pub trait Expose {
     /// Where to read the snapshot of this volume, read-only.
     fn expose(&self, owner: Owner, volume: &DiskSerial) -> Result<Exposed, DriverError>;
 
+    /// What needs taking back and was not yet, where more than this host's memory tells it.
+    fn shown(&self) -> Result<Vec<(Owner, DiskSerial)>, DriverError> {
+        Ok(Vec::new())
+    }
+
     /// Takes back what `expose` needed on this host, when nobody reads it any more. What was not exposed
     /// is fine.
     fn conceal(&self, _owner: Owner, _volume: &DiskSerial) -> Result<(), DriverError> {

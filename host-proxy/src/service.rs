@@ -15,6 +15,7 @@
 //! | `read` | disks, lists, single snapshots |
 //! | `attach` | a snapshot's disks in the machine that it is of |
 //! | `shown` | a disk of a snapshot, made readable on this host |
+//! | `left_shown` | what is shown and nobody needs |
 //! | `exports` | disks of snapshots that are read on this host |
 //! | `restore` | disks given back the bytes of a snapshot |
 //! | `delete` | removal on demand and when a snapshot's time is over |
@@ -38,6 +39,7 @@ mod errors;
 mod exports;
 mod forget;
 mod in_flight;
+mod left_shown;
 mod lock;
 mod machines;
 mod manifest;

@@ -188,7 +188,8 @@ pub(super) fn file_name(serial: &DiskSerial, extension: &str) -> String {
     name + extension
 }
 
-fn entries(folder: &Path) -> Result<Vec<OsString>, DriverError> {
+/// The names in a folder; none, if it is not there.
+pub(super) fn entries(folder: &Path) -> Result<Vec<OsString>, DriverError> {
     let failed = |error| DriverError::io(format!("list {}", folder.display()), error);
     match fs::read_dir(folder) {
         Ok(read) => {

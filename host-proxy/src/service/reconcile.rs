@@ -88,6 +88,7 @@ impl Service {
         attached.problems.iter().for_each(|problem| tracing::warn!("reconcile: {problem}"));
         report.detached = attached.detached;
         self.finish_restores(&mut report).await;
+        self.hide_what_nobody_needs().await;
         report.problems.extend(attached.problems);
         Ok(report)
     }
@@ -138,6 +139,7 @@ impl Service {
         self.finish_restores(&mut report).await;
         self.tend_attached().await;
         self.tend_exports().await;
+        self.hide_what_nobody_needs().await;
         self.expire().await;
         self.forget_failed().await;
     }

@@ -82,7 +82,9 @@ impl Service {
         let allowed = policy::restore(asker, vm, &record, wanted)?;
         self.refresh_attached(&record).await?;
         self.refuse_if_attached(&record).await?;
-        let targets = self.targets(asker, allowed, wanted).await?;
+        // Its disks are shown meanwhile, and nobody else is to hide them.
+        let claim = self.claim(record.id)?;
+        let targets = self.targets(asker, allowed, wanted, &claim).await?;
         let safety = (wanted.safety == Safety::Snapshot).then(|| safety_id(vm.uuid, wanted.request));
         Ok(plan(&record, &targets, safety))
     }
@@ -137,7 +139,7 @@ impl Service {
             return Ok(done);
         }
         self.refuse_if_attached(&record).await?;
-        let targets = self.targets(asker, allowed, wanted).await?;
+        let targets = self.targets(asker, allowed, wanted, &claim).await?;
         let safety = match wanted.safety {
             Safety::Snapshot => Some(self.keep_what_is_there(asker, vm, &record, wanted, &targets).await?),
             Safety::None => None,

@@ -21,12 +21,23 @@ struct Told {
 #[test]
 fn killed_before_any_call_the_service_keeps_what_it_told_and_leaves_nothing() {
     let mut machine = Machine::new(&["-machine", "q35", "-device", "virtio-scsi-pci,id=scsi"], "");
+    let struck = whenever_it_is_killed_it_keeps_its_word(&mut machine, 1);
+    for kind in ["write ", "send ", "create "] {
+        assert!(struck.iter().any(|call| call.starts_with(kind)), "no {kind}in {struck:#?}");
+    }
+}
+
+/// Before every call, or every so many; which they were.
+pub(crate) fn whenever_it_is_killed_it_keeps_its_word(
+    machine: &mut Machine,
+    every: usize,
+) -> BTreeSet<String> {
     let mut struck = BTreeSet::new();
-    for n in 1.. {
+    for n in (1..).step_by(every) {
         let guest = machine.guest();
         machine.served.traced().arm(Before::Nth(n), Fault::Kill(Box::new(|| ())));
         let mut told = Told::default();
-        let all_was_said = converse(&machine, guest, &mut told).is_some();
+        let all_was_said = converse(machine, guest, &mut told).is_some();
         let (call, _) = machine.served.traced().disarm();
         let Some(call) = call else {
             assert!(all_was_said && told.detached, "{told:?}");
@@ -34,14 +45,12 @@ fn killed_before_any_call_the_service_keeps_what_it_told_and_leaves_nothing() {
         };
         machine.served.kill();
         machine.served.start();
-        must_be_right(&machine, told, &format!("killed before call {n}, {call}, {told:?}"));
+        must_be_right(machine, told, &format!("killed before call {n}, {call}, {told:?}"));
         struck.insert(call);
     }
     println!("killed before {} different calls", struck.len());
-    for kind in ["write ", "send ", "create "] {
-        assert!(struck.iter().any(|call| call.starts_with(kind)), "no {kind}in {struck:#?}");
-    }
     machine.nothing_is_left("at the end");
+    struck
 }
 
 /// Attaches and detaches. `None` where the host was gone before the end.

@@ -20,7 +20,7 @@ use super::served::{Folder, Served};
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 pub(crate) const UUID: &str = "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01";
-const IMAGE_BYTES: u64 = 1 << 20;
+pub(crate) const IMAGE_BYTES: u64 = 1 << 20;
 
 /// A machine whose service has taken one snapshot.
 pub(crate) struct Machine {
@@ -35,9 +35,19 @@ pub(crate) struct Machine {
 impl Machine {
     /// A QEMU with these arguments, running without a guest.
     pub(crate) fn new(arguments: &[&str], quota: &str) -> Self {
+        Self::with(LoopFs::in_memory(Kind::Xfs, 320), arguments, quota, "driver = \"reflink\"", "")
+    }
+
+    /// As `new`, with a disk and its store in this file system, and with lines for each in the configuration.
+    pub(crate) fn with(
+        store: LoopFs,
+        arguments: &[&str],
+        quota: &str,
+        of_store: &str,
+        of_disk: &str,
+    ) -> Self {
         let folder = Folder::new("hsa-");
         let at = |name: &str| folder.at(name);
-        let store = LoopFs::in_memory(Kind::Xfs, 320);
         let image = store.path().join("data.img");
         fs::write(&image, vec![7; usize::try_from(IMAGE_BYTES).unwrap()]).unwrap();
         let mut command = Command::new("qemu-system-x86_64");
@@ -53,10 +63,10 @@ impl Machine {
         });
         let text = format!(
             "[service]\nlisten_vsock = false\nstate_dir = \"{0}/state\"\ncontrol_socket = \"{0}/control\"\n\
-             [[store]]\nname = \"files\"\ndriver = \"reflink\"\npath = \"{1}\"\nmin_free = \"1MiB\"\n\
+             [[store]]\nname = \"files\"\n{of_store}\npath = \"{1}\"\nmin_free = \"1MiB\"\n\
              [[vm]]\nname = \"db1\"\nuuid = \"{UUID}\"\nsocket = \"{0}/vsock\"\nqmp = \"{0}/qmp\"\n\
              [vm.quota]\n{quota}\n\
-             [[vm.disk]]\nserial = \"data\"\nstore = \"files\"\npath = \"{2}\"\nformat = \"raw\"\n",
+             [[vm.disk]]\nserial = \"data\"\nstore = \"files\"\npath = \"{2}\"\nformat = \"raw\"\n{of_disk}\n",
             folder.path().display(),
             store.path().display(),
             image.display(),
@@ -112,6 +122,11 @@ impl Machine {
         let list = self.monitor.ask("qom-list", json!({ "path": "/machine/peripheral" }));
         let names = list.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned());
         names.filter(|name| name.starts_with("hs-")).collect()
+    }
+
+    /// A path in the file system of its store.
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
+        self.store.path().join(name)
     }
 
     pub(crate) fn clones(&self) -> usize {

@@ -6,6 +6,7 @@
 //! | `machine` | a QEMU, a service with one snapshot of its disk, and what both know |
 //! | `ports` | where a disk goes, and where it does not |
 //! | `trouble` | a guest that does not let go, a QEMU that does not answer, a lost catalog |
+//! | `csi` | a snapshot that is a volume of a plugin's meanwhile |
 //! | `cut` | a connection to QEMU that breaks after each command |
 //! | `damaged` | a snapshot of which the storage lost something |
 //! | `kills` | the service killed before each call by which it changes anything |
@@ -13,6 +14,7 @@
 #[allow(dead_code)]
 #[path = "../every_call/calls.rs"]
 mod calls;
+mod csi;
 mod cut;
 mod damaged;
 #[allow(dead_code)]
@@ -24,6 +26,9 @@ mod ports;
 #[allow(dead_code)]
 #[path = "../common/served.rs"]
 mod served;
+#[allow(dead_code, reason = "the contract's; it can do more than is wanted here")]
+#[path = "../contract/csi/server.rs"]
+mod server;
 #[allow(dead_code)]
 #[path = "../every_call/tracer.rs"]
 mod tracer;

@@ -8,40 +8,39 @@ use tonic::Code;
 
 use super::client::Client;
 use super::codes::Refusal;
-use super::entry::Entry;
 use super::proto::{
     ControllerUnpublishRequest, DeleteVolumeRequest, Empty, NodeUnpublishRequest, NodeUnstageRequest, method,
 };
 use super::secrets::Secrets;
 use super::shown::{Shown, Spot};
 use super::{Store, volume};
-use crate::drivers::folder::Place as Where;
 use crate::drivers::{DriverError, Kind, Owner};
 
 /// How long a plugin that is at work on the same volume is asked again.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// One disk of a snapshot, whole or not.
+/// One disk of a snapshot, whatever became of that.
 pub(super) fn disk(store: &Store, owner: Owner, serial: &DiskSerial) -> Result<(), DriverError> {
-    let folder = match store.folder.place(owner) {
-        Where::Absent | Where::Partial(_) => return Ok(()),
-        Where::Whole(folder) | Where::Deleting(folder) => folder,
-    };
-    let Some(entry) = Entry::read(&folder)? else { return Ok(()) };
-    let index = entry.volumes.iter().position(|member| member.serial == *serial);
-    index.map_or(Ok(()), |index| spot(store, &Spot::new(store, owner, index)))
+    each(store, owner, |shown| shown.serial == *serial)
 }
 
 /// All disks of a snapshot.
-pub(super) fn all(store: &Store, owner: Owner, entry: &Entry) -> Result<(), DriverError> {
-    (0..entry.volumes.len()).try_for_each(|index| spot(store, &Spot::new(store, owner, index)))
+pub(super) fn all(store: &Store, owner: Owner) -> Result<(), DriverError> {
+    each(store, owner, |_| true)
+}
+
+/// Of what was never noted nothing was asked for: its folder goes with any.
+fn each(store: &Store, owner: Owner, is_meant: impl Fn(&Shown) -> bool) -> Result<(), DriverError> {
+    for (_, one) in Spot::all(store)?.into_iter().filter(|(snapshot, _)| *snapshot == owner.snapshot) {
+        if Shown::read(&one)?.is_none_or(|shown| is_meant(&shown)) {
+            spot(store, &one)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whatever was made for this one.
 pub(super) fn spot(store: &Store, spot: &Spot) -> Result<(), DriverError> {
-    if !spot.is_there() {
-        return Ok(());
-    }
     let Some(shown) = Shown::read(spot)? else { return spot.remove() };
     let secrets = store.secrets()?;
     store.plugin_named(&shown.plugin, &secrets)?;

@@ -25,7 +25,7 @@ pub(super) fn all(store: &Store, owner: Owner) -> Result<Deleted, DriverError> {
     let removed = store.folder.remove(owner, |path| {
         let Some(entry) = Entry::read(path)? else { return entry::clear(path) };
         // What is shown of it is made of it; while somebody reads that, it is in use.
-        hide::all(store, owner, &entry)?;
+        hide::all(store, owner)?;
         if let Some(cut) = what_there_is(store, owner, &entry, path)? {
             delete(store, &store.secrets()?, &cut, &begun)?;
         }

@@ -30,6 +30,15 @@ impl Expose for Csi {
         Ok(Exposed::Path { path, format: Format::Raw })
     }
 
+    fn shown(&self) -> Result<Vec<(Owner, DiskSerial)>, DriverError> {
+        let spots = Spot::all(&self.store)?;
+        let noted = spots.into_iter().filter_map(|(snapshot, spot)| {
+            let shown = Shown::read(&spot).transpose()?;
+            Some(shown.map(|shown| (Owner { vm: shown.vm, snapshot }, shown.serial)))
+        });
+        noted.collect()
+    }
+
     fn conceal(&self, owner: Owner, volume: &DiskSerial) -> Result<(), DriverError> {
         hide::disk(&self.store, owner, volume)
     }
@@ -86,7 +95,7 @@ fn wanted(store: &Store, owner: Owner, disk: &Disk, plugin: &Plugin, node: &Node
         parameters: store.place.volume_parameters.clone(),
         topology: node.topology.clone(),
     };
-    Shown::new(&plugin.name, asked, &node.id, plugin.publishes, node.stages)
+    Shown::new((owner.vm, &disk.member().serial), asked, plugin, node)
 }
 
 struct Steps<'a> {

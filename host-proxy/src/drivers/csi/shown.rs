@@ -16,10 +16,13 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use protocol::{DiskSerial, SnapshotId, VmUuid};
 use serde::{Deserialize, Serialize};
 
 use super::Store;
-use crate::drivers::folder::{remove_if_there, sync};
+use super::node::Node;
+use super::plugin::Plugin;
+use crate::drivers::folder::{entries, remove_if_there, sync};
 use crate::drivers::{DriverError, Kind, Owner};
 
 const FOLDER: &str = "shown";
@@ -33,6 +36,8 @@ const LIMIT: u64 = 1 << 20;
 pub(super) struct Shown {
     /// The version of this text; 1 so far.
     hostsnap: u32,
+    pub(super) vm: VmUuid,
+    pub(super) serial: DiskSerial,
     /// The plugin's name: what another one calls a volume is something else.
     pub(super) plugin: String,
     pub(super) asked: Asked,
@@ -67,9 +72,24 @@ pub(super) struct Volume {
 }
 
 impl Shown {
-    pub(super) fn new(plugin: &str, asked: Asked, node: &str, publishes: bool, stages: bool) -> Self {
-        let (plugin, node) = (plugin.to_owned(), node.to_owned());
-        Self { hostsnap: 1, plugin, asked, node, publishes, stages, volume: None }
+    /// Of this disk of this machine, asked for so; of this plugin, by this node.
+    pub(super) fn new(
+        (vm, serial): (VmUuid, &DiskSerial),
+        asked: Asked,
+        plugin: &Plugin,
+        node: &Node,
+    ) -> Self {
+        Self {
+            hostsnap: 1,
+            vm,
+            serial: serial.clone(),
+            plugin: plugin.name.clone(),
+            asked,
+            node: node.id.clone(),
+            publishes: plugin.publishes,
+            stages: node.stages,
+            volume: None,
+        }
     }
 
     /// Whether it is what would be asked for now.
@@ -119,6 +139,16 @@ impl Spot {
         Self(store.folder.root().join(FOLDER).join(format!("{}.{}", owner.snapshot, index + 1)))
     }
 
+    /// All that there are, whatever became of their snapshots.
+    pub(super) fn all(store: &Store) -> Result<Vec<(SnapshotId, Self)>, DriverError> {
+        let folder = store.folder.root().join(FOLDER);
+        let of_name = |name: std::ffi::OsString| {
+            let (snapshot, _) = name.to_str()?.rsplit_once('.')?;
+            Some((snapshot.parse().ok()?, Self(folder.join(&name))))
+        };
+        Ok(entries(&folder)?.into_iter().filter_map(of_name).collect())
+    }
+
     /// For the node service to stage the volume in.
     pub(super) fn staging(&self) -> PathBuf {
         self.0.join("staging")
@@ -134,10 +164,6 @@ impl Spot {
         let failed = |error| DriverError::io(format!("make the folder {}", self.0.display()), error);
         DirBuilder::new().recursive(true).mode(0o700).create(self.staging()).map_err(failed)?;
         self.0.ancestors().skip(1).take(2).try_for_each(sync)
-    }
-
-    pub(super) fn is_there(&self) -> bool {
-        self.0.symlink_metadata().is_ok()
     }
 
     /// The plugin must have removed what it put there. What it left, if it is not mounted, is nobody's.
@@ -181,7 +207,17 @@ mod tests {
             parameters: BTreeMap::new(),
             topology: Some([("zone".to_owned(), "a".to_owned())].into()),
         };
-        Shown::new("array.example", asked, "node-1", true, false)
+        Shown {
+            hostsnap: 1,
+            vm: "3f1f54c2-66a2-4f4f-8d51-0b8a3b1d7f01".parse().unwrap(),
+            serial: "data".parse().unwrap(),
+            plugin: "array.example".to_owned(),
+            asked,
+            node: "node-1".to_owned(),
+            publishes: true,
+            stages: false,
+            volume: None,
+        }
     }
 
     #[test]
@@ -204,7 +240,7 @@ mod tests {
         fs::write(spot.device(), b"").unwrap();
         spot.remove().unwrap();
         spot.remove().unwrap();
-        assert!(!spot.is_there() && folder.path().is_dir());
+        assert!(!spot.0.exists() && folder.path().is_dir());
     }
 
     #[test]

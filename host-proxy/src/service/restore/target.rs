@@ -10,6 +10,7 @@ use protocol::record::DiskRecord;
 use protocol::restore::{Layout, Restore as Wanted, RestoredDisk};
 use protocol::{DiskSerial, ErrorCode, SnapshotRecord, WireError};
 
+use super::super::in_flight::Claim;
 use super::super::{Service, errors, shown};
 use crate::catalog::Restoring as Row;
 use crate::config::{PeerId, Vm};
@@ -51,6 +52,7 @@ impl Service {
         asker: Asker,
         allowed: Allowed<Restore>,
         wanted: &Wanted,
+        claim: &Arc<Claim>,
     ) -> Result<Vec<Target>, WireError> {
         let Restore { vm, record, disks } = allowed.into_inner();
         if asker == Asker::Admin {
@@ -62,7 +64,7 @@ impl Service {
         for disk in disks {
             let asked = wanted.disks.iter().find(|one| one.serial.same_disk(&disk.serial));
             let target = self.target(&record, disk)?;
-            let marks = self.prove(&record, &target).await?;
+            let marks = self.prove(&record, &target, claim).await?;
             if let (Asker::Guest, Some(asked)) = (asker, asked) {
                 is_the_guests(&target.disk, asked, &marks)?;
             }
@@ -99,13 +101,18 @@ impl Service {
         Ok(Target { volume: World::volume(vm, configured), disk, store })
     }
 
-    async fn prove(&self, record: &SnapshotRecord, target: &Target) -> Result<Marks, WireError> {
+    async fn prove(
+        &self,
+        record: &SnapshotRecord,
+        target: &Target,
+        claim: &Arc<Claim>,
+    ) -> Result<Marks, WireError> {
         let doing = format!("restore the disk {}", target.disk.serial);
         let (store, volume) = (Arc::clone(&target.store), target.volume.clone());
         let owner = Owner { vm: record.vm_uuid, snapshot: record.id };
         let size_bytes = target.disk.size_bytes;
         let prove = move || marks(&store, owner, &volume, size_bytes);
-        let proved = self.workers.bounded(&doing, CHECK_LIMIT, prove, drop);
+        let proved = self.workers.claimed(claim, &doing, CHECK_LIMIT, prove, drop);
         proved.await.map_err(|error| match error.kind {
             Kind::Unsupported => {
                 let driver = &target.disk.driver;
@@ -170,7 +177,10 @@ fn marks(store: &Store, owner: Owner, volume: &Volume, size_bytes: u64) -> Resul
         Some(show) => {
             let exposed = show.expose(owner, &volume.serial)?;
             let head = head_then(store, able, owner, volume, &exposed, size_bytes);
-            show.conceal(owner, &volume.serial)?;
+            if let Err(error) = show.conceal(owner, &volume.serial) {
+                // It is hidden later: `left_shown`, or who deletes the snapshot.
+                tracing::warn!("before a restore: {}", errors::chain(&error));
+            }
             head?.map(|head| fingerprint::of_head(&head))
         }
     };

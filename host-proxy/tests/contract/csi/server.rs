@@ -217,7 +217,11 @@ async fn serve(
     end: &tokio::sync::Notify,
 ) -> hyper::Response<Body> {
     let path = request.uri().path().to_owned();
-    let body = request.into_body().collect().await.expect("a request").to_bytes();
+    // Who asks may be killed in the middle of it.
+    let Ok(body) = request.into_body().collect().await else {
+        return hyper::Response::new(Full::new(Bytes::new()).boxed());
+    };
+    let body = body.to_bytes();
     // One message: a byte "not compressed", its length, itself.
     let message = body.get(5..).expect("a message").to_vec();
     let fault = {
