@@ -256,25 +256,33 @@ type CutPart = Result<Part<Box<dyn CutSet>>, DriverError>;
 /// Cuts the parts of all stores side by side.
 async fn cut_all(
     common: &Common,
-    parts: Vec<Part<Box<dyn Ready>>>,
+    mut parts: Vec<Part<Box<dyn Ready>>>,
     deadline: Instant,
     limit: Duration,
 ) -> Vec<CutPart> {
-    let mut cuts = JoinSet::new();
-    for Part { store, stage } in parts {
+    let cut = |Part { store, stage }| {
         let (workers, claim) = (common.service.workers.clone(), Arc::clone(&common.claim));
-        cuts.spawn(async move {
+        async move {
             let cut = workers.claimed(
                 &claim,
                 "cut the disks",
                 limit,
-                move || stage.cut(deadline.into_std()),
+                move || Ready::cut(stage, deadline.into_std()),
                 |cut: Box<dyn CutSet>| {
                     log_undo(cut.abandon());
                 },
             );
             cut.await.map(|stage| Part { store, stage })
-        });
+        }
+    };
+    // A task of its own for the only part would be woken, and wake us, while a guest is frozen.
+    if parts.len() == 1 {
+        let only = parts.pop().expect("there is one");
+        return vec![cut(only).await];
+    }
+    let mut cuts = JoinSet::new();
+    for part in parts {
+        cuts.spawn(cut(part));
     }
     cuts.join_all().await
 }

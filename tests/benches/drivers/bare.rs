@@ -108,7 +108,9 @@ fn by_plugin(array: &Array, run: usize, then: Then) -> Result<u64> {
     let plugin = BarePlugin::new(&array.place())?;
     // Connects, as `prepare` does.
     plugin.remove("absent".to_owned())?;
-    let (made, took_us) = timed(|| plugin.snapshot(&format!("bare{run}"), name(true)));
+    // A name such as ours: the plugin looks for it among those that it has.
+    let name_of_it = format!("hostsnap-00000000-0000-0000-0000-{run:012}-1");
+    let (made, took_us) = timed(|| plugin.snapshot(&name_of_it, name(true)));
     let id = made?;
     if then == Then::Removed {
         plugin.remove(id)?;

@@ -143,11 +143,22 @@ impl Cut {
         self.snapshots.iter().any(|one| one.id == made.id && one.created_s == made.created_s)
     }
 
-    /// Notes it; without `sync_all` this survives the end of the service, not a loss of power.
+    /// Notes it, in a file in which nothing is noted yet: a guest is frozen meanwhile, and giving back the room that was set
+    /// aside takes the file system longer than the rest. It survives the end of the service, not a loss of power.
     pub(super) fn note(&self, file: &File) -> io::Result<()> {
-        let text = serde_json::to_vec(self).expect("no value that JSON lacks");
+        file.write_all_at(&self.text(), 0)
+    }
+
+    /// Notes it durably, whatever is noted already.
+    pub(super) fn keep(&self, file: &File) -> io::Result<()> {
+        let text = self.text();
         file.write_all_at(&text, 0)?;
-        file.set_len(text.len() as u64)
+        file.set_len(text.len() as u64)?;
+        file.sync_all()
+    }
+
+    fn text(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("no value that JSON lacks")
     }
 
     /// `None` if nothing was noted, or not all of it.

@@ -108,7 +108,7 @@ impl Taken {
 
     /// Makes it durable what the plugin calls the snapshots: only by these names can they be deleted.
     fn keep(&self) -> Result<(), DriverError> {
-        self.cut.note(&self.set.note).and_then(|()| self.set.note.sync_all()).map_err(|error| {
+        self.cut.keep(&self.set.note).map_err(|error| {
             DriverError::io(format!("write down the identifiers of {}", self.set.owner.snapshot), error)
         })
     }
