@@ -55,8 +55,11 @@ impl Service {
         let claim = self.in_flight.claim(id);
         let entry = self.catalog(move |catalog| catalog.get(id)).await?;
         let claim = match (claim, entry) {
-            // Concluded: whoever still settles it need not be waited for.
-            (_, Some(entry)) if entry.phase == Phase::Settling => return existing(entry, &digest),
+            // Concluded: whoever still settles it need not be waited for, nor who had it claimed a moment ago and has finished it
+            // before it was read here.
+            (_, Some(entry)) if matches!(entry.phase, Phase::Settling | Phase::Ready) => {
+                return existing(entry, &digest);
+            }
             (Some(_), Some(entry)) => return existing(entry, &digest),
             (Some(claim), None) => claim,
             (None, _) => {
