@@ -104,6 +104,11 @@ pub trait Driver: Send + Sync {
         self.expose()
     }
 
+    /// Whether the volumes' own machine cuts: one that has moved to another host has them no more, and its cut fails.
+    fn is_cut_by_machine(&self) -> bool {
+        false
+    }
+
     /// Tells what changed between two snapshots, for drivers whose storage knows.
     fn changes(&self) -> Option<&dyn Changes> {
         None

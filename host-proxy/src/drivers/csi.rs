@@ -406,19 +406,21 @@ impl Driver for Csi {
     }
 
     fn limits(&self) -> &'static str {
+        macro_rules! limits {
+            ($rest:literal) => {
+                concat!(
+                    "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; ",
+                    $rest
+                )
+            };
+        }
         match self.store.shows() {
-            Ok(_) => {
-                "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; a volume is made of a snapshot to show or restore it"
-            }
-            Err(CantShow::NoVolumes(_)) => {
-                "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; shows and restores none: the plugin makes no volumes"
-            }
+            Ok(_) => limits!("a volume is made of a snapshot to show or restore it"),
+            Err(CantShow::NoVolumes(_)) => limits!("shows and restores none: the plugin makes no volumes"),
             Err(CantShow::NoNode(..)) => {
-                "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; shows and restores none: no node service of the plugin answers on the host"
+                limits!("shows and restores none: no node service of the plugin answers on the host")
             }
-            Err(CantShow::Nothing(_)) => {
-                "volumes of a CSI plugin, published on this host; one instant only where the plugin has groups; the plugin does not answer now"
-            }
+            Err(CantShow::Nothing(_)) => limits!("the plugin does not answer now"),
         }
     }
 

@@ -132,8 +132,7 @@ impl Folder {
             }
         }
         clear(&deleting)?;
-        remove_if_there(&deleting.join(MANIFEST))?;
-        remove_if_there(&new_manifest(&deleting))?;
+        remove_replaced(&deleting.join(MANIFEST))?;
         fs::remove_dir(&deleting)
             .map_err(|error| DriverError::io(format!("remove {}", deleting.display()), error))?;
         sync(&self.machine(owner.vm))?;
@@ -207,21 +206,32 @@ fn make_folder(path: &Path, may_exist: bool) -> Result<(), DriverError> {
     }
 }
 
-fn new_manifest(folder: &Path) -> PathBuf {
-    folder.join("manifest.json.new")
+fn write_manifest(folder: &Path, manifest: &[u8]) -> Result<(), DriverError> {
+    replace(&folder.join(MANIFEST), manifest)
 }
 
-fn write_manifest(folder: &Path, manifest: &[u8]) -> Result<(), DriverError> {
-    let path = folder.join(MANIFEST);
-    let new = new_manifest(folder);
+/// What a file is called while it is written: `manifest.json.new`.
+fn new_of(path: &Path) -> PathBuf {
+    path.with_added_extension("new")
+}
+
+/// Writes a file, or another in its place, durably and in one step.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), DriverError> {
+    let new = new_of(path);
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-        file.write_all(manifest)?;
+        file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&new, &path)
+        fs::rename(&new, path)
     };
     write().map_err(|error| DriverError::io(format!("write {}", path.display()), error))?;
-    sync(folder)
+    path.parent().map_or(Ok(()), sync)
+}
+
+/// Removes such a file, and what a crash has left of writing it.
+pub(super) fn remove_replaced(path: &Path) -> Result<(), DriverError> {
+    remove_if_there(&new_of(path))?;
+    remove_if_there(path)
 }
 
 fn read_manifest(folder: &Path) -> Option<Vec<u8>> {

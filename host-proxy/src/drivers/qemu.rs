@@ -255,6 +255,10 @@ impl Driver for Qemu {
         Some(self)
     }
 
+    fn is_cut_by_machine(&self) -> bool {
+        true
+    }
+
     fn set_cut(&self) -> SetCut {
         SetCut::OneInstant
     }

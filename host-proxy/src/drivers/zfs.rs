@@ -243,13 +243,13 @@ impl Driver for Zfs {
         remove::remove(&self.store, owner)
     }
 
-    /// All properties are set in one transaction (OpenZFS `dsl_props_set`). What is left of a longer record is not read:
-    /// the first property says how many there are.
     fn find(&self, owner: Owner) -> Result<Option<Found>, DriverError> {
         let held = inventory::one(&self.store, owner)?;
         Ok((!held.is_nothing()).then(|| inventory::found(owner, &held)))
     }
 
+    /// All properties are set in one transaction (OpenZFS `dsl_props_set`). What is left of a longer record is not read:
+    /// the first property says how many there are.
     fn rewrite(&self, owner: Owner, manifest: &[u8]) -> Result<(), DriverError> {
         let held = inventory::one(&self.store, owner)?;
         match (held.is_whole(), &held.record, &held.sealed_on) {

@@ -86,6 +86,15 @@ impl Workers {
         }
     }
 
+    /// Runs a storage driver's `call` and waits for it, however long it takes.
+    pub(super) async fn to_its_end<T: Send + 'static>(
+        &self,
+        call: impl FnOnce() -> Result<T, DriverError> + Send + 'static,
+    ) -> Result<T, DriverError> {
+        let panicked = || Err(DriverError::new(Kind::Failed, "the storage driver panicked"));
+        self.unbounded(call).await.unwrap_or_else(panicked)
+    }
+
     /// Runs `call` and waits for it, however long it takes. `None` if it panicked.
     pub(super) async fn unbounded<T: Send + 'static>(
         &self,

@@ -232,16 +232,11 @@ impl Operation {
         } else {
             CutEvidence::Late { took_us, allowed_us }
         };
-        let asked = monitor.filter(|_| !done.iter().any(|part| is_cut_by_its_machine(&part.store)));
-        // Its guest thaws meanwhile.
+        // A monitor that cut is busy with that. The guest thaws meanwhile.
+        let asked = monitor.filter(|_| !done.iter().any(|part| part.store.driver.is_cut_by_machine()));
         let look = asked.map(|monitor| common.service.look_whether_here(monitor));
         Ok(CutOperation { common, ticket, cut, cut_ended: ended, parts: done, look, stood_still: None })
     }
-}
-
-/// Whether the machine's own QEMU cuts: one that has moved away has no disks any more, and fails. Its monitor is busy with that.
-fn is_cut_by_its_machine(store: &Store) -> bool {
-    store.driver.name() == "qemu"
 }
 
 /// A snapshot is of the moment of its cut, and is to be kept from then on.

@@ -79,6 +79,9 @@ impl Driver for Broken {
     fn expose(&self) -> Option<&dyn Expose> {
         self.inner.expose()
     }
+    fn is_cut_by_machine(&self) -> bool {
+        self.inner.is_cut_by_machine()
+    }
     fn set_cut(&self) -> SetCut {
         self.inner.set_cut()
     }

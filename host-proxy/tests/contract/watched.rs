@@ -167,6 +167,9 @@ impl Driver for WatchedDriver {
     fn restore(&self) -> Option<&dyn Restore> {
         self.inner.restore().map(|_| self as &dyn Restore)
     }
+    fn is_cut_by_machine(&self) -> bool {
+        self.inner.is_cut_by_machine()
+    }
     fn set_cut(&self) -> SetCut {
         self.inner.set_cut()
     }

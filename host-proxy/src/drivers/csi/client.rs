@@ -22,8 +22,10 @@ use crate::drivers::{DriverError, Kind};
 /// The plugin's context ends a little later than our patience, so that it is we who say that it was late.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// How long a plugin that is at work on what is to be removed is asked again.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two questions to a plugin that is at work on the same.
-const PAUSE: Duration = Duration::from_millis(200);
+pub(super) const PAUSE: Duration = Duration::from_millis(200);
 
 /// The way to one plugin.
 #[derive(Debug)]

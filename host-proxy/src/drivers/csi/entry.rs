@@ -12,14 +12,14 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use protocol::DiskSerial;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::proto::Timestamp;
-use crate::drivers::folder::{remove_if_there, sync};
+use crate::drivers::folder::{remove_if_there, remove_replaced, replace};
 use crate::drivers::{DriverError, Kind, Owner, VolumeSnapshot};
 
 const PLAN: &str = "csi.json";
-const NEW_PLAN: &str = "csi.json.new";
 const CUT: &str = "cut.json";
 /// A file that is larger, in bytes, is none of ours.
 const LIMIT: u64 = 1 << 20;
@@ -103,27 +103,17 @@ impl Entry {
                 Err(error) => return Err(error.into()),
             }
             cut.sync_all()?;
-            fs::write(folder.join(NEW_PLAN), text)?;
-            File::open(folder.join(NEW_PLAN))?.sync_all()?;
-            fs::rename(folder.join(NEW_PLAN), folder.join(PLAN))?;
             Ok(cut)
         };
         let cut = write()
-            .map_err(|error| DriverError::io(format!("write {}", folder.join(PLAN).display()), error))?;
-        sync(folder)?;
+            .map_err(|error| DriverError::io(format!("write {}", folder.join(CUT).display()), error))?;
+        replace(&folder.join(PLAN), &text)?;
         Ok(cut)
     }
 
     /// `None` if there is none: then the plugin was never asked.
     pub(super) fn read(folder: &Path) -> Result<Option<Self>, DriverError> {
-        let Some(text) = read(&folder.join(PLAN))? else { return Ok(None) };
-        let damaged = || {
-            let what =
-                format!("read {}: it is damaged, or of a newer hostsnapd", folder.join(PLAN).display());
-            DriverError::new(Kind::Failed, what)
-        };
-        let entry: Self = serde_json::from_slice(&text).map_err(|_| damaged())?;
-        if entry.hostsnap == 1 { Ok(Some(entry)) } else { Err(damaged()) }
+        read_as(&folder.join(PLAN), |entry: &Self| entry.hostsnap)
     }
 
     /// What the snapshots are called before the plugin gives them names of its own.
@@ -178,7 +168,8 @@ impl Cut {
 
 /// Empties a snapshot's folder of what is ours.
 pub(super) fn clear(folder: &Path) -> Result<(), DriverError> {
-    [CUT, PLAN, NEW_PLAN].iter().try_for_each(|name| remove_if_there(&folder.join(name)))
+    remove_if_there(&folder.join(CUT))?;
+    remove_replaced(&folder.join(PLAN))
 }
 
 /// The name of one volume's snapshot, by which a repeated request finds it.
@@ -200,6 +191,21 @@ fn note_options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true).truncate(false).mode(0o600);
     options
+}
+
+/// What a file of ours says, by the version of its text; `None` without such a file.
+pub(super) fn read_as<T: DeserializeOwned>(
+    path: &Path,
+    version: impl Fn(&T) -> u32,
+) -> Result<Option<T>, DriverError> {
+    let Some(text) = read(path)? else { return Ok(None) };
+    match serde_json::from_slice(&text) {
+        Ok(said) if version(&said) == 1 => Ok(Some(said)),
+        _ => {
+            let what = format!("read {}: it is damaged, or of a newer hostsnapd", path.display());
+            Err(DriverError::new(Kind::Failed, what))
+        }
+    }
 }
 
 fn read(path: &Path) -> Result<Option<Vec<u8>>, DriverError> {

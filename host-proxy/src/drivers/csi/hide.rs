@@ -1,12 +1,12 @@
 //! Taking back what showing a disk of a snapshot needed, in reverse order, by what was noted of it; however far that came, and
 //! as often as need be: each call may be made again (CSI 1.12), and what is absent is fine.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use protocol::DiskSerial;
 use tonic::Code;
 
-use super::client::Client;
+use super::client::{Client, PATIENCE};
 use super::codes::Refusal;
 use super::proto::{
     ControllerUnpublishRequest, DeleteVolumeRequest, Empty, NodeUnpublishRequest, NodeUnstageRequest, method,
@@ -15,9 +15,6 @@ use super::secrets::Secrets;
 use super::shown::{Shown, Spot};
 use super::{Store, volume};
 use crate::drivers::{DriverError, Kind, Owner};
-
-/// How long a plugin that is at work on the same volume is asked again.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One disk of a snapshot, whatever became of that.
 pub(super) fn disk(store: &Store, owner: Owner, serial: &DiskSerial) -> Result<(), DriverError> {

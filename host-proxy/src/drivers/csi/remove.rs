@@ -3,10 +3,11 @@
 
 use std::cell::Cell;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tonic::Code;
 
+use super::client::PATIENCE;
 use super::codes::Refusal;
 use super::entry::{self, Cut, Entry};
 use super::proto::{DeleteGroupRequest, DeleteSnapshotRequest, Empty, method};
@@ -14,9 +15,6 @@ use super::secrets::Secrets;
 use super::{Store, hide, pending};
 use crate::drivers::folder::Place;
 use crate::drivers::{Deleted, DriverError, Kind, Owner};
-
-/// How long a plugin that is at work on the same snapshot is asked again.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Removes it in whatever state.
 pub(super) fn all(store: &Store, owner: Owner) -> Result<Deleted, DriverError> {

@@ -11,25 +11,23 @@
 //! It is not within the snapshot's folder: that is renamed when the snapshot is deleted, and what is mounted keeps its path.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use protocol::{DiskSerial, SnapshotId, VmUuid};
 use serde::{Deserialize, Serialize};
 
 use super::Store;
+use super::entry::read_as;
 use super::node::Node;
 use super::plugin::Plugin;
-use crate::drivers::folder::{entries, remove_if_there, sync};
-use crate::drivers::{DriverError, Kind, Owner};
+use crate::drivers::folder::{entries, remove_if_there, remove_replaced, replace, sync};
+use crate::drivers::{DriverError, Owner};
 
 const FOLDER: &str = "shown";
 const NOTE: &str = "shown.json";
-const NEW_NOTE: &str = "shown.json.new";
-/// A note that is larger, in bytes, is none of ours.
-const LIMIT: u64 = 1 << 20;
 
 /// A disk of a snapshot that is shown, or is going to be, or was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,34 +97,13 @@ impl Shown {
 
     /// `None` if there is none: then the plugin was never asked.
     pub(super) fn read(spot: &Spot) -> Result<Option<Self>, DriverError> {
-        let path = spot.0.join(NOTE);
-        let failed = |error| DriverError::io(format!("read {}", path.display()), error);
-        let damaged = || {
-            let what = format!("read {}: it is damaged, or of a newer hostsnapd", path.display());
-            DriverError::new(Kind::Failed, what)
-        };
-        let text = match fs::metadata(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
-            Ok(meta) if meta.len() > LIMIT => return Err(damaged()),
-            Ok(_) => fs::read(&path).map_err(failed)?,
-        };
-        let shown: Self = serde_json::from_slice(&text).map_err(|_| damaged())?;
-        if shown.hostsnap == 1 { Ok(Some(shown)) } else { Err(damaged()) }
+        read_as(&spot.0.join(NOTE), |shown: &Self| shown.hostsnap)
     }
 
     /// Notes it, durably.
     pub(super) fn write(&self, spot: &Spot) -> Result<(), DriverError> {
         let text = serde_json::to_vec_pretty(self).expect("no value that JSON lacks");
-        let new = spot.0.join(NEW_NOTE);
-        let write = || -> io::Result<()> {
-            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            fs::rename(&new, spot.0.join(NOTE))
-        };
-        write().map_err(|error| DriverError::io(format!("write {}", new.display()), error))?;
-        sync(&spot.0)
+        replace(&spot.0.join(NOTE), &text)
     }
 }
 
@@ -175,8 +152,7 @@ impl Spot {
     pub(super) fn remove(&self) -> Result<(), DriverError> {
         self.clear_device()?;
         remove_folder(&self.staging())?;
-        remove_if_there(&self.0.join(NEW_NOTE))?;
-        remove_if_there(&self.0.join(NOTE))?;
+        remove_replaced(&self.0.join(NOTE))?;
         remove_folder(&self.0)?;
         match self.0.parent() {
             Some(parent) if parent.is_dir() => sync(parent),

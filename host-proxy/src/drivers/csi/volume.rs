@@ -1,12 +1,12 @@
 //! Asking for the volume that is made of a snapshot, and what became of a question whose answer was lost.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tonic::Code;
 
 use super::ask::is_id;
-use super::client::Client;
+use super::client::{Client, PAUSE};
 use super::codes::Refusal;
 use super::proto::{
     CapacityRange, ContentSource, CreateVolumeRequest, CreateVolumeResponse, SnapshotSource, Topology,
@@ -14,8 +14,6 @@ use super::proto::{
 };
 use super::secrets::Secrets;
 use super::shown::{Asked, Volume};
-
-const PAUSE: Duration = Duration::from_millis(200);
 
 /// A volume that there is.
 pub(super) struct Answer {

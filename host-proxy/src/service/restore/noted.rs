@@ -70,10 +70,8 @@ impl Service {
         for store in stores {
             let (store, record) = (Arc::clone(store), record.clone());
             let now = Noted::new(row, self.host(), stage == Stage::Done);
-            let written = self.workers.unbounded(move || put(&store, record, now, stage)).await;
+            let written = self.workers.to_its_end(move || put(&store, record, now, stage)).await;
             let doing = "write down how far the restore is, beside its snapshot";
-            let panicked = || Err(DriverError::new(Kind::Failed, "the storage driver panicked"));
-            let written = written.unwrap_or_else(panicked);
             written.map_err(|error| errors::of_driver(&self.name_of(row.vm), doing, &error))?;
         }
         Ok(())

@@ -144,7 +144,7 @@ impl Service {
         for (index, Target { disk, volume, store }) in targets.into_iter().enumerate() {
             let doing = format!("restore the disk {}", disk.serial);
             let (tell, others, claim) = (Arc::clone(tell), row.others, Arc::clone(claim));
-            let restored = self.workers.unbounded(move || {
+            let restored = self.workers.to_its_end(move || {
                 let _claim = claim;
                 let mut progress = |now: drivers::Progress| {
                     let done_bytes = before + now.done_bytes;
@@ -158,8 +158,7 @@ impl Service {
                 };
                 store.driver.restore().ok_or_else(lacks)?.restore(owner, &volume, others, &mut progress)
             });
-            let panicked = || Err(DriverError::new(Kind::Failed, "the storage driver panicked"));
-            if let Err(error) = restored.await.unwrap_or_else(panicked) {
+            if let Err(error) = restored.await {
                 let told = errors::of_driver(&self.name_of(row.vm), &doing, &error);
                 let refused =
                     matches!(error.kind, Kind::Busy | Kind::NoSpace | Kind::NotFound | Kind::Unsupported);

@@ -55,32 +55,30 @@ fn folder(array: &Array, owner: Owner, ending: &str) -> PathBuf {
     array.folder().join(".hostsnap").join(owner.vm.to_string()).join(format!("{}{ending}", owner.snapshot))
 }
 
+/// What each of gRPC's codes means, in their order, from 1: docs/decisions/0014-csi.md.
+pub(super) const KINDS: [Kind; 16] = [
+    Kind::Cancelled,
+    Kind::Failed,
+    Kind::Unsupported,
+    Kind::DeadlinePassed,
+    Kind::NotFound,
+    Kind::Exists,
+    Kind::Failed,
+    Kind::NoSpace,
+    Kind::Busy,
+    Kind::Busy,
+    Kind::Failed,
+    Kind::Unsupported,
+    Kind::Failed,
+    Kind::Unreachable,
+    Kind::Failed,
+    Kind::Failed,
+];
+
 #[test]
 fn every_code_has_its_kind_and_leaves_either_nothing_or_an_open_question() {
-    use Kind::{
-        Busy, Cancelled, DeadlinePassed, Exists, Failed, NoSpace, NotFound, Unreachable, Unsupported,
-    };
     let array = Array::start(SINGLES);
-    // gRPC's codes in their order, from 1.
-    let kinds = [
-        Cancelled,
-        Failed,
-        Unsupported,
-        DeadlinePassed,
-        NotFound,
-        Exists,
-        Failed,
-        NoSpace,
-        Busy,
-        Busy,
-        Failed,
-        Unsupported,
-        Failed,
-        Unreachable,
-        Failed,
-        Failed,
-    ];
-    for (code, kind) in (1..).zip(kinds) {
+    for (code, kind) in (1..).zip(KINDS) {
         let owner = owner();
         let ready = array.driver().prepare(&one(&array, owner), soon()).unwrap();
         // A lost way is tried once more, and work of others waited for.

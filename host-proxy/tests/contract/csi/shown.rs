@@ -9,7 +9,7 @@ use host_proxy::drivers::csi::{Csi, Place};
 use host_proxy::drivers::{Driver, DriverError, Exposed, Found, Kind, Others, Owner, Source, Volume};
 use prost::Message;
 
-use super::faults::{refuses, told};
+use super::faults::{KINDS, refuses, told};
 use super::server::volumes::{NODE, Publishing, Puts};
 use super::server::{Fault, Offers, Server};
 use super::{Array, EVERYTHING, SIMPLY};
@@ -107,33 +107,11 @@ fn what_is_left_of_any_step_is_taken_back_and_can_be_shown_all_the_same() {
 
 #[test]
 fn every_code_at_every_step_has_its_kind_and_leaves_nothing_or_what_is_taken_back() {
-    use Kind::{
-        Busy, Cancelled, DeadlinePassed, Exists, Failed, NoSpace, NotFound, Unreachable, Unsupported,
-    };
     let array = Array { timeout: SHORT, ..Array::start(SINGLES) };
     let volume = &array.volumes()[0];
     let owner = take(&array);
-    // gRPC's codes in their order, from 1: docs/decisions/0014-csi.md.
-    let kinds = [
-        Cancelled,
-        Failed,
-        Unsupported,
-        DeadlinePassed,
-        NotFound,
-        Exists,
-        Failed,
-        NoSpace,
-        Busy,
-        Busy,
-        Failed,
-        Unsupported,
-        Failed,
-        Unreachable,
-        Failed,
-        Failed,
-    ];
     for method in THERE {
-        for (code, kind) in (1..).zip(kinds) {
+        for (code, kind) in (1..).zip(KINDS) {
             (0..40).for_each(|_| array.server.fault(method, refuses(code)));
             let error = expose(&array, owner, volume).expect_err("it was refused");
             array.server.state().faults.clear();

@@ -84,6 +84,11 @@ impl Made {
         must(*context == self.context(), INVALID_ARGUMENT, "another volume_context")
     }
 
+    fn is_published(&self, context: &Map, publishing: Publishing) -> Told<()> {
+        must(!publishing.controller || self.node.is_some(), FAILED_PRECONDITION, "not published to it")?;
+        must(*context == self.publish_context(publishing), INVALID_ARGUMENT, "another publish_context")
+    }
+
     /// Takes it away from its path; in use, that is refused as umount(8) does it.
     fn take(&mut self) -> Told<()> {
         let Some((path, device)) = &self.put else { return Ok(()) };
@@ -222,9 +227,7 @@ impl State {
         is_block(request.volume_capability)?;
         let made = self.made(&request.volume_id)?;
         made.is_of(&request.volume_context)?;
-        must(!publishing.controller || made.node.is_some(), FAILED_PRECONDITION, "not published to it")?;
-        let is_known = request.publish_context == made.publish_context(publishing);
-        must(is_known, INVALID_ARGUMENT, "another publish_context")?;
+        made.is_published(&request.publish_context, publishing)?;
         must(Path::new(&request.staging_target_path).is_dir(), INVALID_ARGUMENT, "no folder")?;
         let is_elsewhere = made.staged.as_ref().is_some_and(|path| *path != request.staging_target_path);
         must(!is_elsewhere, FAILED_PRECONDITION, "staged elsewhere")?;
@@ -244,9 +247,7 @@ impl State {
         is_block(request.volume_capability)?;
         let made = self.made(&request.volume_id)?;
         made.is_of(&request.volume_context)?;
-        must(!publishing.controller || made.node.is_some(), FAILED_PRECONDITION, "not published to it")?;
-        let is_known = request.publish_context == made.publish_context(publishing);
-        must(is_known, INVALID_ARGUMENT, "another publish_context")?;
+        made.is_published(&request.publish_context, publishing)?;
         let staged = made.staged.clone().unwrap_or_default();
         let is_staged = request.staging_target_path == staged && staged.is_empty() != publishing.stages;
         must(is_staged, FAILED_PRECONDITION, "not staged there")?;
