@@ -6,10 +6,12 @@
 //! |---|---|
 //! | this one | what is asked for, from the question to the answer |
 //! | `target` | which disks, and the proof that it would work |
+//! | `stopped` | whether a machine is stopped, for the host to write to its disks |
 //! | `work` | the bytes, and what a stop of the service left of them |
 //! | `noted` | what the storage knows of it, should the catalog be lost |
 
 mod noted;
+mod stopped;
 mod target;
 mod work;
 

@@ -197,13 +197,13 @@ fn the_administrator_restores_a_machine_that_is_stopped_and_no_other() {
     assert_eq!((&preview["preview"], &preview["id"]), (&json!(true), &json!(id)), "{preview}");
     assert_eq!((&preview["disks"][0]["disk"], byte(&stage)), (&json!("data"), 8));
 
-    // Its device answers: it runs.
+    // Its device waits for who is wanted: it runs.
     let device = std::os::unix::net::UnixListener::bind(stage.device()).unwrap();
     let running = stage.admin(&["restore", "db1", &id, "--json"]);
     assert_eq!(running.error()["code"], "Busy");
     assert!(running.err.contains("db1 is running"), "{}", running.err);
-    drop(device);
-    fs::remove_file(stage.device()).unwrap();
+    // One that closes what it accepts waits for a machine.
+    std::thread::spawn(move || device.incoming().for_each(drop));
     // Its QEMU has the image open, as its lock shows.
     let held = fs::File::options().read(true).write(true).open(stage.image()).unwrap();
     rustix::fs::fcntl_lock(&held, rustix::fs::FlockOperation::NonBlockingLockShared).unwrap();

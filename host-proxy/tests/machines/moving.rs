@@ -173,11 +173,12 @@ fn a_qemu_that_migrates_or_has_done_so_is_not_cut_until_it_goes_on() {
         }
         drop(its_guest);
         wait_until("nothing is left of it", LIMIT, || stage.on_storage() == 0);
-        let error = stage.guest().prepare(&request).unwrap_err();
-        assert!(
-            error.code == ErrorCode::Busy && error.message.as_str().contains("is being moved"),
-            "{error}"
-        );
+        // It is removed from the storage first, and then forgotten.
+        wait_until("it may be asked for again", LIMIT, || {
+            let error = stage.guest().prepare(&request).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Busy, "{error}");
+            error.message.as_str().contains("is being moved")
+        });
         refused();
         assert_eq!(stage.status(), "running", "it is not paused, and would stay so where it arrives");
         stage.tell("migrate-set-parameters", json!({ "max-bandwidth": 1_000_000_000 }));

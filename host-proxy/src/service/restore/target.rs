@@ -13,17 +13,12 @@ use protocol::{DiskSerial, ErrorCode, SnapshotRecord, WireError};
 use super::super::in_flight::Claim;
 use super::super::{Service, errors, shown};
 use crate::catalog::Restoring as Row;
-use crate::config::{PeerId, Vm};
 use crate::drivers::{DriverError, Exposed, Kind, Owner, Source, Volume, restore};
 use crate::policy::{Allowed, Asker, Restore};
-use crate::vmm::monitor::Monitor;
-use crate::vmm::pause::{self, RunState};
 use crate::world::{Store, World};
 
 /// How long a storage may take to say whether it could.
 const CHECK_LIMIT: Duration = Duration::from_secs(60);
-/// How long whoever knows may take to say whether a machine runs.
-const LOOK_LIMIT: Duration = Duration::from_secs(30);
 
 /// A disk that is overwritten.
 pub(super) struct Target {
@@ -123,48 +118,6 @@ impl Service {
             }
             _ => errors::of_driver(record.vm.as_str(), &doing, &error),
         })
-    }
-
-    /// The host may write to the disks only of a machine that does not run.
-    async fn refuse_if_it_runs(&self, vm: &Vm) -> Result<(), WireError> {
-        let (monitor, peer) = (vm.monitor(), vm.peer.clone());
-        let doing = format!("see whether {} runs", vm.name);
-        let look = move || {
-            let runs = runs(monitor.as_ref(), &peer);
-            Ok((runs, !runs && is_saved(monitor.as_ref())))
-        };
-        let looked = self.workers.bounded(&doing, LOOK_LIMIT, look, drop).await;
-        match looked {
-            Ok((false, false)) => Ok(()),
-            Ok((true, _)) => Err(WireError::new(ErrorCode::Busy, format!("{} is running", vm.name)).hint(
-                "stop it first; or go back from inside, where the disk is no root disk: hostsnap restore",
-            )),
-            // Its guest would go on with what it knows of the disk as it is now, and destroy it.
-            Ok((false, true)) => Err(WireError::new(
-                ErrorCode::Busy,
-                format!("{} is saved, and would go on at its next start with the disk as it is now", vm.name),
-            )
-            .hint("start it and shut it down; or give its memory up: virsh managedsave-remove")),
-            Err(error) => Err(errors::of_driver(vm.name.as_str(), &doing, &error)),
-        }
-    }
-}
-
-/// Somebody answers where its QEMU, or libvirt for it, or its hybrid vsock device, listens. What neither shows, the image's lock does.
-fn runs(monitor: Option<&Monitor>, peer: &PeerId) -> bool {
-    let is_gone = |monitor| pause::state(monitor).is_ok_and(|state| state == RunState::Gone);
-    let has_socket = match peer {
-        PeerId::Socket(path) => std::os::unix::net::UnixStream::connect(path).is_ok(),
-        PeerId::Cid(_) | PeerId::Nobody => false,
-    };
-    has_socket || monitor.is_some_and(|monitor| !is_gone(monitor))
-}
-
-/// Whether libvirt keeps its memory for its next start. A libvirt that can't say has been taken for a machine that runs.
-fn is_saved(monitor: Option<&Monitor>) -> bool {
-    match monitor {
-        Some(Monitor::Libvirt(domain)) => crate::vmm::libvirt::is_saved(domain).unwrap_or(false),
-        Some(Monitor::Qmp(_)) | None => false,
     }
 }
 
