@@ -54,6 +54,7 @@ mod settle;
 mod shared;
 mod shown;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 
 use protocol::WireError;
@@ -106,6 +107,8 @@ pub struct Service {
     /// Open for those who pause a machine, until the service stops.
     pauses: Semaphore,
     looks: Looks,
+    /// A store could not be listed: what is in it may be unknown, and counts for no quota.
+    unlisted: Arc<AtomicBool>,
 }
 
 impl Service {
@@ -133,6 +136,7 @@ impl Service {
             exports: Exports::default(),
             pauses: Semaphore::new(pause::ALL as usize),
             looks: Looks::default(),
+            unlisted: Arc::default(),
         })
     }
 

@@ -7,7 +7,7 @@ mod asking;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,8 @@ struct Fault {
     slow_cut: Duration,
     /// What else happens when a snapshot is sealed.
     at_seal: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Whether it can't be listed.
+    is_away: Arc<AtomicBool>,
     calls: Arc<AtomicUsize>,
 }
 
@@ -79,7 +81,10 @@ impl Driver for Faulty {
         Ok(Box::new(FaultyReady { inner, fault: self.fault.clone() }))
     }
     fn list(&self) -> Result<Vec<Found>, DriverError> {
-        self.inner.list()
+        match self.fault.is_away.load(SeqCst) {
+            true => Err(DriverError::new(Kind::Unreachable, "list: injected")),
+            false => self.inner.list(),
+        }
     }
     fn recover(&self, owner: Owner, volumes: &[Volume]) -> Result<Recovered, DriverError> {
         self.inner.recover(owner, volumes)
@@ -312,7 +317,26 @@ async fn a_snapshot_that_is_whole_when_the_state_folder_is_full_is_told_and_foun
     assert!(service.reconcile().await.unwrap().is_clean());
 }
 
-/// By a driver without `expose`, as `csi` is, it was searched for in all stores and then not found.
+/// Only the administrator's `reconcile`, or another start, found them; until then they counted for no quota.
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_in_a_store_that_was_away_at_the_start_are_known_when_it_is_back() {
+    let (fs, folder) = (storage(), tempfile::tempdir().unwrap());
+    let before = service(folder.path(), &fs, &Fault::default());
+    let made = take(&before, &prepare(Consistency::Filesystem), Duration::from_secs(60)).await.unwrap();
+    let (new_folder, away) = (tempfile::tempdir().unwrap(), Fault::default());
+    away.is_away.store(true, SeqCst);
+    let service = service(new_folder.path(), &fs, &away);
+    let report = service.reconcile().await.unwrap();
+    assert!(report.problems.iter().any(|problem| problem.contains("injected")), "{report:?}");
+    service.tend().await;
+    assert_eq!(listed(&service).await, []);
+    away.is_away.store(false, SeqCst);
+    service.tend().await;
+    assert!(matches!(&listed(&service).await[..], [one] if one.id == made.id));
+    assert!(service.reconcile().await.unwrap().is_clean());
+}
+
+/// By a driver without `expose` it was searched for in all stores and then not found.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_its_storage_cannot_show_is_not_attached_and_nothing_is_noted_of_it() {
     let (fs, folder) = (storage(), tempfile::tempdir().unwrap());

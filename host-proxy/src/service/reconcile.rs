@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use protocol::evidence::CutEvidence;
@@ -126,8 +127,13 @@ impl Service {
         Ok(report)
     }
 
-    /// Finishes what is unfinished and nobody works on; removes and forgets what is too old.
+    /// Finishes what is unfinished and nobody works on; looks again at stores that could not be listed; removes and forgets
+    /// what is too old.
     pub async fn tend(self: &Arc<Self>) {
+        if self.unlisted.swap(false, Ordering::Relaxed) {
+            // What goes wrong is logged there.
+            let _ = self.reconcile_storage().await;
+        }
         let unfinished = self.catalog(|catalog| catalog.unfinished()).await.unwrap_or_default();
         let mut report = Report::default();
         for entry in unfinished {
@@ -154,7 +160,11 @@ impl Service {
         for store in world.stores().filter(|store| which == Which::All || store.driver.is_shared()) {
             let used = Arc::clone(store);
             let doing = format!("list the snapshots in the store {}", store.config.name);
-            match self.workers.bounded(&doing, STORE_LIMIT, move || used.driver.list(), drop).await {
+            // Said when the call is over: one that hangs is not begun once more each minute.
+            let (failed, late) = (Arc::clone(&self.unlisted), Arc::clone(&self.unlisted));
+            let list = move || used.driver.list().inspect_err(|_| failed.store(true, Ordering::Relaxed));
+            let too_late = move |_| late.store(true, Ordering::Relaxed);
+            match self.workers.bounded(&doing, STORE_LIMIT, list, too_late).await {
                 Ok(found) => {
                     for one in found {
                         let parts = inventory.found.entry(one.owner.snapshot).or_default();
