@@ -9,6 +9,7 @@
 //! | ZFS | `zfs rollback`, which drops what is newer |
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -133,9 +134,20 @@ fn overwrite(kept: &Path, volume: &Path, clones: bool) -> Result<()> {
     if clones {
         rustix::fs::ioctl_ficlone(&to, &from).context("FICLONE")?;
     } else {
-        std::io::copy(&mut from, &mut to)?;
+        copy(&mut from, &mut to)?;
     }
     Ok(to.sync_all()?)
+}
+
+/// Byte for byte: `io::copy` shares extents where it can.
+fn copy(from: &mut File, to: &mut File) -> Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(()),
+            len => to.write_all(&buffer[..len])?,
+        }
+    }
 }
 
 fn twin_path(bed: &Bed) -> Result<PathBuf> {

@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
 use figures::{Figures, What};
-use scene::Scene;
+use scene::{Compared, Scene};
 
 /// Measures attach, detach, mount, umount, cp and restore.
 #[derive(Parser)]
@@ -94,7 +94,7 @@ fn measure(driver: Driver, options: &Options, figures: &mut Figures) -> Result<(
         for what in ways {
             scene.forget_what_was_read()?;
             figures.add(name, what, scene.runs(what))?;
-            scene.copy_is_right();
+            scene.copy_is_right(Compared::at(run));
         }
     }
     for run in 0..options.copies {
@@ -104,7 +104,7 @@ fn measure(driver: Driver, options: &Options, figures: &mut Figures) -> Result<(
             scene.change_the_disk()?;
             let took = if what == What::BareRestore { scene.overwrite()? } else { scene.runs(what) };
             figures.add(name, what, took)?;
-            scene.restore_is_right(what);
+            scene.restore_is_right(what, Compared::at(run));
         }
     }
     Ok(())
