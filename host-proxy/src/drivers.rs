@@ -389,6 +389,8 @@ pub struct DriverError {
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
     /// The undo that failed as well; what is left behind is for `recover`.
     pub undo_failed: Option<Box<DriverError>>,
+    /// Why, in words for a guest: of its own disk, and nothing of the host.
+    pub told: Option<&'static str>,
 }
 
 /// Kinds of storage failures.
@@ -417,7 +419,7 @@ pub enum Kind {
 impl DriverError {
     /// A failure without a cause beneath it.
     pub fn new(kind: Kind, doing: impl Into<String>) -> Self {
-        Self { kind, doing: doing.into(), source: None, undo_failed: None }
+        Self { kind, doing: doing.into(), source: None, undo_failed: None, told: None }
     }
 
     /// A failed system call. Its `errno` decides the kind.
@@ -433,7 +435,13 @@ impl DriverError {
             Io::TimedOut => Kind::DeadlinePassed,
             _ => Kind::Failed,
         };
-        Self { kind, doing: doing.into(), source: Some(Box::new(source)), undo_failed: None }
+        Self { kind, doing: doing.into(), source: Some(Box::new(source)), undo_failed: None, told: None }
+    }
+
+    /// The volume can't be restored; `told` is why, in words for its guest.
+    pub fn not_restored(volume: &Volume, told: &'static str, more: &str) -> Self {
+        let doing = format!("restore {}: {told}{more}", volume.source);
+        Self { told: Some(told), ..Self::new(Kind::Unsupported, doing) }
     }
 
     /// Whether nothing is left of what failed. After a deadline the call may still be out.

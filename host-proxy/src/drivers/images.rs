@@ -13,8 +13,14 @@ pub trait KeepsImages {
     fn image_of(&self, owner: Owner, volume: &DiskSerial) -> Result<PathBuf, DriverError>;
 
     /// [`Restore::can_restore`], by the snapshot's image.
-    fn can_restore_by(&self, _owner: Owner, image: &Path, volume: &Volume) -> Result<(), DriverError> {
-        can_restore_image(image, volume)
+    fn can_restore_by(
+        &self,
+        _owner: Owner,
+        image: &Path,
+        volume: &Volume,
+        others: Others,
+    ) -> Result<(), DriverError> {
+        can_restore_image(image, volume, others)
     }
 
     /// [`Restore::restore`], by the snapshot's image.
@@ -37,8 +43,8 @@ impl<T: KeepsImages> Expose for T {
 }
 
 impl<T: KeepsImages> Restore for T {
-    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
-        self.can_restore_by(owner, &self.image_of(owner, &volume.serial)?, volume)
+    fn can_restore(&self, owner: Owner, volume: &Volume, others: Others) -> Result<(), DriverError> {
+        self.can_restore_by(owner, &self.image_of(owner, &volume.serial)?, volume, others)
     }
 
     fn restore(

@@ -10,26 +10,23 @@ mod cover;
 mod job;
 mod offline;
 mod restore;
+mod set;
 
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-use serde_json::json;
 
 use super::folder::{self, Folder, Place};
 use super::images::KeepsImages;
 use super::restore::{can_restore_image, restore_image};
 use super::{
-    Continue, CutSet, Deleted, Driver, DriverError, Expose, Format, Found, Kind, Others, Owner, Plan,
-    Progress, Ready, Recovered, Restore, SetCut, Volume, VolumeFacts, VolumeSnapshot, image,
+    Deleted, Driver, DriverError, Expose, Format, Found, Kind, Others, Owner, Plan, Progress, Ready,
+    Recovered, Restore, SetCut, Volume, VolumeFacts, image,
 };
 use crate::vmm::disk::{self, FindError};
-use crate::vmm::qmp::{Qmp, QmpError, Unfinished};
-use job::Name;
+use crate::vmm::qmp::{Qmp, QmpError};
+use set::Set;
 
 /// How long a monitor may take to greet, and for a command that does nothing slow.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -72,7 +69,7 @@ fn connect(path: &Path) -> Result<Qmp, DriverError> {
 
 fn of_qmp(doing: String, error: QmpError) -> DriverError {
     let kind = Kind::from(&error);
-    DriverError { kind, doing, source: Some(Box::new(error)), undo_failed: None }
+    DriverError { source: Some(Box::new(error)), ..DriverError::new(kind, doing) }
 }
 
 /// The disk, whatever it shows.
@@ -80,12 +77,7 @@ fn look(qmp: &mut Qmp, volume: &Volume) -> Result<disk::Disk, DriverError> {
     let doing = || format!("find the disk {} in QEMU", volume.serial);
     disk::find(qmp, &volume.serial, volume.path()?).map_err(|error| match error {
         FindError::Qmp(error) => of_qmp(doing(), error),
-        other => DriverError {
-            kind: Kind::NotFound,
-            doing: doing(),
-            source: Some(Box::new(other)),
-            undo_failed: None,
-        },
+        other => DriverError { source: Some(Box::new(other)), ..DriverError::new(Kind::NotFound, doing()) },
     })
 }
 
@@ -104,10 +96,16 @@ impl KeepsImages for Qemu {
         self.folder.image_of(owner, volume)
     }
 
-    fn can_restore_by(&self, owner: Owner, image: &Path, volume: &Volume) -> Result<(), DriverError> {
+    fn can_restore_by(
+        &self,
+        owner: Owner,
+        image: &Path,
+        volume: &Volume,
+        others: Others,
+    ) -> Result<(), DriverError> {
         match volume.format {
-            Format::Raw => can_restore_image(image, volume),
-            Format::Qcow2 => restore::can_restore(owner.snapshot, image, volume),
+            Format::Raw => can_restore_image(image, volume, others),
+            Format::Qcow2 => restore::can_restore(owner.snapshot, image, volume, others),
         }
     }
 
@@ -164,15 +162,7 @@ impl Driver for Qemu {
             ));
         }
         let partial = self.folder.begin(plan.owner, &plan.manifest)?;
-        let mut set = Set {
-            folder: self.folder.clone(),
-            owner: plan.owner,
-            monitor: path,
-            qmp: Some(qmp),
-            start: None,
-            copies: Vec::new(),
-            volumes: Vec::new(),
-        };
+        let mut set = Set::new(self.folder.clone(), plan.owner, path, Some(qmp));
         let mut volumes = plan.volumes.iter().zip(disks).enumerate();
         let opened = volumes.try_for_each(|(index, (volume, disk))| match Instant::now() < deadline {
             true => set.open(index, volume, disk, &partial),
@@ -210,27 +200,11 @@ impl Driver for Qemu {
             Err(error) if error.is_gone() => None,
             Err(error) => return Err(of_qmp(format!("talk to QEMU at {}", path.display()), error)),
         };
-        let mut set = Set {
-            folder: self.folder.clone(),
-            owner,
-            monitor: path,
-            qmp,
-            start: None,
-            copies: Vec::new(),
-            volumes: Vec::new(),
-        };
+        let mut set = Set::new(self.folder.clone(), owner, path, qmp);
         for (index, volume) in volumes.iter().enumerate() {
             set.reopen(index, volume, &partial)?;
         }
-        let were_cut = match &mut set.qmp {
-            Some(qmp) => {
-                let names: Vec<_> = set.copies.iter().map(|copy| copy.name.clone()).collect();
-                job::all_there(qmp, &names)?
-            }
-            None => false,
-        };
-        set.qmp = None;
-        if were_cut {
+        if set.was_cut()? {
             return Ok(Recovered::Cut(Box::new(set)));
         }
         set.remove().map(|()| Recovered::Nothing)
@@ -293,203 +267,4 @@ fn read_head_of_qcow2(volume: &Volume, len: usize) -> Result<Vec<u8>, DriverErro
         return Err(DriverError::new(Kind::Failed, format!("{}: {status}", doing())));
     }
     fs::read(&head).map_err(|error| DriverError::io(doing(), error))
-}
-
-/// The copy of one disk.
-struct Copy {
-    name: Name,
-    /// What is copied; empty after `recover`, which needs it no more.
-    source: String,
-    file: File,
-    path: PathBuf,
-}
-
-/// The copies of one snapshot.
-struct Set {
-    folder: Folder,
-    owner: Owner,
-    monitor: PathBuf,
-    qmp: Option<Qmp>,
-    /// What starts the copies. Its connection is held from prepare to cut; then it is given free, since a monitor serves
-    /// one client at a time.
-    start: Option<Unfinished>,
-    copies: Vec<Copy>,
-    volumes: Vec<VolumeSnapshot>,
-}
-
-impl Set {
-    fn open(
-        &mut self,
-        index: usize,
-        volume: &Volume,
-        disk: disk::Disk,
-        partial: &Path,
-    ) -> Result<(), DriverError> {
-        let path = partial.join(folder::file_name(&volume.serial, ".img"));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .and_then(|file| file.set_len(disk.size_bytes).map(|()| file))
-            .map_err(|error| DriverError::io(format!("make {}", path.display()), error))?;
-        let name = Name::of(self.owner.snapshot, index);
-        self.push(volume, disk.size_bytes, Copy { name: name.clone(), source: disk.node, file, path });
-        let copy = self.copies.last().expect("just pushed");
-        let qmp = self.qmp.as_mut().expect("held while the copies are made");
-        let doing = || format!("hand {} to QEMU", copy.path.display());
-        let added = qmp
-            .execute_with_fd("add-fd", json!({ "opaque": name.as_str() }), copy.file.as_fd(), LIMIT)
-            .map_err(|error| of_qmp(doing(), error))?;
-        let node = json!({
-            "node-name": name.as_str(),
-            "driver": "raw",
-            // Zeros make holes: a copy takes no more room than what it holds.
-            "discard": "unmap",
-            "detect-zeroes": "unmap",
-            "file": { "driver": "file", "filename": format!("/dev/fdset/{}", added["fdset-id"]) },
-        });
-        qmp.execute("blockdev-add", node, LIMIT).map_err(|error| of_qmp(doing(), error))?;
-        Ok(())
-    }
-
-    fn make_ready(&mut self) -> Result<(), DriverError> {
-        let qmp = self.qmp.take().expect("held while the copies are made");
-        let actions = self.copies.iter().map(|copy| job::backup(&copy.name, &copy.source)).collect();
-        let start = job::ready_all(qmp, actions)
-            .map_err(|error| of_qmp("tell QEMU of the backup jobs".to_owned(), error))?;
-        self.start = Some(start);
-        Ok(())
-    }
-
-    fn reopen(&mut self, index: usize, volume: &Volume, partial: &Path) -> Result<(), DriverError> {
-        let path = partial.join(folder::file_name(&volume.serial, ".img"));
-        // A copy that was not made was not cut either.
-        let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else { return Ok(()) };
-        let size_bytes = file
-            .metadata()
-            .map_err(|error| DriverError::io(format!("look at {}", path.display()), error))?
-            .len();
-        let name = Name::of(self.owner.snapshot, index);
-        self.push(volume, size_bytes, Copy { name, source: String::new(), file, path });
-        Ok(())
-    }
-
-    fn push(&mut self, volume: &Volume, size_bytes: u64, copy: Copy) {
-        let handle = format!("{}/{}", self.owner.snapshot, folder::file_name(&volume.serial, ".img"));
-        self.volumes.push(VolumeSnapshot { serial: volume.serial.clone(), handle, size_bytes });
-        self.copies.push(copy);
-    }
-
-    fn names(&self) -> Vec<Name> {
-        self.copies.iter().map(|copy| copy.name.clone()).collect()
-    }
-
-    /// Takes back what QEMU was given, then what is in the store. A QEMU that is gone has nothing.
-    fn remove(&mut self) -> Result<(), DriverError> {
-        self.release()?;
-        self.folder.remove(self.owner, folder::clear_images).map(|_| ())
-    }
-
-    fn release(&mut self) -> Result<(), DriverError> {
-        self.start = None;
-        let mut held = self.qmp.take();
-        loop {
-            let was_held = held.is_some();
-            let mut qmp = match held.take().map_or_else(|| Qmp::connect(&self.monitor, LIMIT), Ok) {
-                Ok(qmp) => qmp,
-                Err(error) if error.is_gone() => return Ok(()),
-                Err(error) => {
-                    return Err(of_qmp(format!("talk to QEMU at {}", self.monitor.display()), error));
-                }
-            };
-            match job::release(&mut qmp, &self.names()) {
-                // QEMU is gone, or only this connection: a new one tells.
-                Err(QmpError::Io(_)) if was_held => {}
-                released => {
-                    return released
-                        .map_err(|error| of_qmp("take the copies back from QEMU".to_owned(), error));
-                }
-            }
-        }
-    }
-}
-
-impl Ready for Set {
-    fn volumes(&self) -> &[VolumeSnapshot] {
-        &self.volumes
-    }
-
-    fn cut(mut self: Box<Self>, deadline: Instant) -> Result<Box<dyn CutSet>, DriverError> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            let error = DriverError::new(Kind::DeadlinePassed, "start the backup jobs");
-            let undone = self.remove();
-            return Err(error.after_undo(undone));
-        }
-        let start = self.start.take().expect("it was prepared");
-        // Longer than the deadline: what was begun is waited for, to know what became of it.
-        match start.run(left + LIMIT) {
-            Ok(_) => Ok(self),
-            Err(error) => {
-                let error = of_qmp("start the backup jobs".to_owned(), error);
-                let undone = self.remove();
-                Err(error.after_undo(undone))
-            }
-        }
-    }
-
-    fn abandon(mut self: Box<Self>) -> Result<(), DriverError> {
-        self.remove()
-    }
-}
-
-impl CutSet for Set {
-    fn volumes(&self) -> &[VolumeSnapshot] {
-        &self.volumes
-    }
-
-    fn settle(&mut self, progress: &mut dyn FnMut(Progress) -> Continue) -> Result<(), DriverError> {
-        let names = self.names();
-        loop {
-            let state = connect(&self.monitor).and_then(|mut qmp| job::state(&mut qmp, &names));
-            let state = match state {
-                Err(error) if error.kind == Kind::Busy => {
-                    std::thread::sleep(POLL_EVERY);
-                    continue;
-                }
-                state => state?,
-            };
-            if progress(state.progress) == Continue::No {
-                return Err(DriverError::new(Kind::Cancelled, "copy the disks"));
-            }
-            if let Some(error) = state.error {
-                // A job tells the error of its disk by its text alone (`job.c`, `job_update_rc`: strerror).
-                let kind =
-                    if error.contains("No space left on device") { Kind::NoSpace } else { Kind::Failed };
-                return Err(DriverError::new(kind, format!("copy the disks: QEMU says: {error}")));
-            }
-            if state.is_done {
-                break;
-            }
-            std::thread::sleep(POLL_EVERY);
-        }
-        self.release()?;
-        for copy in &self.copies {
-            copy.file
-                .set_permissions(Permissions::from_mode(0o400))
-                .and_then(|()| copy.file.sync_all())
-                .map_err(|error| DriverError::io(format!("sync {}", copy.path.display()), error))?;
-        }
-        Ok(())
-    }
-
-    fn seal(self: Box<Self>, manifest: &[u8]) -> Result<(), DriverError> {
-        self.folder.seal(self.owner, manifest)
-    }
-
-    fn abandon(mut self: Box<Self>) -> Result<(), DriverError> {
-        self.remove()
-    }
 }

@@ -249,8 +249,8 @@ impl Driver for Rbd {
 }
 
 impl Restore for Rbd {
-    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
-        self.within(|pool| restore::can(pool, owner, volume))
+    fn can_restore(&self, owner: Owner, volume: &Volume, others: Others) -> Result<(), DriverError> {
+        self.within(|pool| restore::can(pool, owner, volume, others))
     }
 
     fn head_then(&self, owner: Owner, volume: &Volume, len: usize) -> Result<Option<Vec<u8>>, DriverError> {

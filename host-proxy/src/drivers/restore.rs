@@ -24,8 +24,8 @@ const CHUNK: usize = 1 << 20;
 /// The ability to give a volume back the bytes of one of its snapshots.
 pub trait Restore {
     /// Proves, without changing anything, that [`Restore::restore`] would work. `NotFound` without such a snapshot,
-    /// `Unsupported` where the volume can't take it, such as one that has another size now.
-    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError>;
+    /// `Unsupported` where the volume can't take it, such as one that has another size now; `Busy` as `restore` has it.
+    fn can_restore(&self, owner: Owner, volume: &Volume, others: Others) -> Result<(), DriverError>;
 
     /// The first bytes of the snapshot, as [`Driver::read_head`](super::Driver::read_head) tells those of the volume. `None` where the
     /// ability to show it gives this host a path of it.
@@ -70,13 +70,9 @@ pub(super) fn same_size(volume: &Volume, snapshot_bytes: u64, now_bytes: u64) ->
     if snapshot_bytes == now_bytes {
         return Ok(());
     }
-    Err(DriverError::new(
-        Kind::Unsupported,
-        format!(
-            "restore {}: it has {now_bytes} bytes, the snapshot {snapshot_bytes}; give it that size again first",
-            volume.source
-        ),
-    ))
+    let told = "the disk has another size than it had in the snapshot; it has to have that size again first";
+    let more = format!(" ({now_bytes} bytes now, {snapshot_bytes} then)");
+    Err(DriverError::not_restored(volume, told, &more))
 }
 
 /// What became of a restore, once what showed its snapshot here is taken back. If that fails it harms nobody: who deletes the
@@ -98,13 +94,10 @@ pub(super) fn begun(doing: &str, error: impl Into<std::io::Error>) -> DriverErro
     DriverError { kind: Kind::Failed, ..DriverError::io(doing, error) }
 }
 
-/// Opens both and compares their sizes.
-fn open(snapshot: &Path, volume: &Volume) -> Result<(File, File, u64), DriverError> {
+/// Opens both and compares their sizes. The volume is kept from others until it is closed, where nobody else may have it.
+fn open(snapshot: &Path, volume: &Volume, others: Others) -> Result<(File, File, u64), DriverError> {
     if volume.format != Format::Raw {
-        return Err(DriverError::new(
-            Kind::Unsupported,
-            format!("restore {}: this driver takes raw images only", volume.source),
-        ));
+        return Err(DriverError::not_restored(volume, "by this driver only raw images can be", ""));
     }
     let io = |path: &Path, error: std::io::Error| DriverError::io(format!("open {}", path.display()), error);
     let from = File::open(snapshot).map_err(|error| io(snapshot, error))?;
@@ -112,12 +105,15 @@ fn open(snapshot: &Path, volume: &Volume) -> Result<(File, File, u64), DriverErr
     let to = OpenOptions::new().read(true).write(true).open(path).map_err(|error| io(path, error))?;
     let size_bytes = size(&to, volume)?;
     same_size(volume, size(&from, volume)?, size_bytes)?;
+    if others == Others::Nobody {
+        lock(&to, volume)?;
+    }
     Ok((from, to, size_bytes))
 }
 
 /// [`Restore::can_restore`] of an image by another.
-pub(super) fn can_restore_image(snapshot: &Path, volume: &Volume) -> Result<(), DriverError> {
-    open(snapshot, volume).map(drop)
+pub(super) fn can_restore_image(snapshot: &Path, volume: &Volume, others: Others) -> Result<(), DriverError> {
+    open(snapshot, volume, others).map(drop)
 }
 
 /// [`Restore::restore`] of an image by another: its extents are shared where the file system can, else copied.
@@ -130,11 +126,8 @@ pub(super) fn restore_image(
     others: Others,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(), DriverError> {
-    let (from, to, total_bytes) = open(snapshot, volume)?;
+    let (from, to, total_bytes) = open(snapshot, volume, others)?;
     let doing = format!("restore {}", volume.source);
-    if others == Others::Nobody {
-        lock(&to, volume)?;
-    }
     progress(Progress { done_bytes: 0, total_bytes });
     match rustix::fs::ioctl_ficlone(&to, &from) {
         Ok(()) => {}
@@ -247,7 +240,7 @@ pub(super) mod tests {
             file.write_all_at(&[byte; 4096], at).unwrap();
         }
         fs::write(&new, vec![9; usize::try_from(size).unwrap()]).unwrap();
-        let (from, to, total) = open(&old, &volume(&new)).unwrap();
+        let (from, to, total) = open(&old, &volume(&new), Others::Nobody).unwrap();
         let mut last = 0;
         copy(&from, &to, total, &mut |told| last = told.done_bytes).unwrap();
         assert_eq!(last, size);
@@ -278,7 +271,7 @@ pub(super) mod tests {
         fs::write(&new, [2; 8192]).unwrap();
         let refused = restore(&volume(&new), Others::Machine).unwrap_err();
         assert_eq!(refused.kind, Kind::Unsupported);
-        assert!(refused.to_string().contains("8192 bytes, the snapshot 4096"), "{refused}");
+        assert!(refused.to_string().contains("8192 bytes now, 4096 then"), "{refused}");
         assert_eq!(fs::read(&new).unwrap(), [2; 8192]);
     }
 }

@@ -31,7 +31,9 @@ pub(super) fn of_driver(vm: &str, doing: &str, error: &DriverError) -> WireError
             (ErrorCode::Busy, "the storage holds an unfinished snapshot of this request", RECONCILE)
         }
         Kind::NotFound => (ErrorCode::StorageFailed, "the host's storage does not have it", CHECK),
-        Kind::Unsupported => (ErrorCode::Unsupported, "the host's storage can't do that", CHECK),
+        Kind::Unsupported => {
+            (ErrorCode::Unsupported, error.told.unwrap_or("the host's storage can't do that"), CHECK)
+        }
         Kind::DeadlinePassed => (ErrorCode::TimedOut, "the host's storage took too long", CHECK),
         Kind::Unreachable => (
             ErrorCode::StorageFailed,

@@ -74,11 +74,9 @@ impl Service {
         let doing = "ask libvirt for its machines";
         let began = Instant::now();
         let call = move || {
-            discover::look(&file, &libvirt).map_err(|error| DriverError {
-                kind: errors::kind_of_libvirt(&error),
-                doing: doing.to_owned(),
-                source: Some(Box::new(error)),
-                undo_failed: None,
+            discover::look(&file, &libvirt).map_err(|error| {
+                let kind = errors::kind_of_libvirt(&error);
+                DriverError { source: Some(Box::new(error)), ..DriverError::new(kind, doing) }
             })
         };
         match self.workers.bounded(doing, LOOK_LIMIT, call, drop).await {

@@ -208,7 +208,7 @@ fn of_monitor(doing: String, error: MonitorError) -> DriverError {
         MonitorError::Qmp(error) => Kind::from(error),
         MonitorError::Libvirt(error) => errors::kind_of_libvirt(error),
     };
-    DriverError { kind, doing, source: Some(Box::new(error)), undo_failed: None }
+    DriverError { source: Some(Box::new(error)), ..DriverError::new(kind, doing) }
 }
 
 fn told(vm: &Vm, doing: &str, error: &DriverError) -> WireError {

@@ -35,7 +35,6 @@ use super::agentless::Machine;
 use crate::audit::{Decision, Event};
 use crate::catalog::Restoring as Row;
 use crate::config::Vm;
-use crate::drivers::Others;
 use crate::policy::{self, Asker};
 pub(super) use noted::Noted;
 use target::Target;
@@ -152,7 +151,7 @@ impl Service {
             snapshot: record.id,
             disks: targets.iter().map(|target| target.disk.serial.clone()).collect(),
             safety,
-            others: if asker == Asker::Admin { Others::Nobody } else { Others::Machine },
+            others: target::others_of(asker),
             is_done: false,
         };
         let done = plan(&record, &targets, safety);

@@ -209,6 +209,10 @@ fn the_administrator_restores_a_machine_that_is_stopped_and_no_other() {
     rustix::fs::fcntl_lock(&held, rustix::fs::FlockOperation::NonBlockingLockShared).unwrap();
     let locked = stage.admin(&["restore", "db1", &id, "--no-safety", "--json"]);
     assert_eq!((locked.code, locked.error()["code"].as_str()), (6, Some("Busy")), "{}", locked.err);
+    let locked = stage.admin(&["restore", "db1", &id, "--preview", "--json"]);
+    assert_eq!((locked.code, locked.error()["code"].as_str()), (6, Some("Busy")), "{}", locked.err);
+    let locked = stage.admin(&["restore", "db1", &id, "--json"]);
+    assert_eq!((locked.code, stage.listed().len()), (6, 1), "nothing was kept for nothing: {}", locked.err);
     assert_eq!(byte(&stage), 8);
     drop(held);
 

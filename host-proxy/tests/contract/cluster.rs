@@ -310,6 +310,8 @@ fn an_image_that_another_has_open_is_that_of_no_stopped_machine(pool: &Pool) {
     pool.write(first, 0x22);
     let another = owner();
     let mut child = other_process(pool, another, "prepare", &[]);
+    let could = pool.driver().restore().expect("it can").can_restore(kept, first, Others::Nobody);
+    assert_eq!(could.expect_err("it is open").kind, Kind::Busy);
     let error = restore(pool, kept, Others::Nobody).expect_err("it is open");
     assert_eq!(error.kind, Kind::Busy, "{}", told(&error));
     assert!(told(&error).contains("rbd status db1-one"), "{}", told(&error));

@@ -48,12 +48,14 @@ fn a_qcow2_image_that_nobody_has_open_goes_back_and_stays_the_same_file() {
     let (old, was) = scene(&machine);
     let newer = machine.take();
     let now = fs::read(machine.snapshot(newer)).unwrap();
+    let could = machine.driver().restore().unwrap().can_restore(old, &machine.volume, Others::Nobody);
+    assert_eq!(could.expect_err("its QEMU runs").kind, Kind::Busy);
     let busy = restore(&machine, old, Others::Nobody).expect_err("its QEMU runs");
     assert_eq!(busy.kind, Kind::Busy, "{busy}");
     assert!(machine.reads() == now, "it was refused and touched");
     machine.kill();
     let inode = fs::metadata(machine.image()).unwrap().ino();
-    machine.driver().restore().unwrap().can_restore(old, &machine.volume).unwrap();
+    machine.driver().restore().unwrap().can_restore(old, &machine.volume, Others::Machine).unwrap();
     machine.holds(&now, inode);
     restore(&machine, old, Others::Nobody).unwrap();
     machine.holds(&was, inode);
@@ -106,10 +108,11 @@ fn a_qcow2_disk_that_its_qemu_may_not_write_to_is_refused_untouched() {
     let before = fs::read(machine.image()).unwrap();
     machine.boot(Shape::ReadOnly);
     let driver = machine.driver();
-    let could = driver.restore().unwrap().can_restore(old, &machine.volume);
+    let could = driver.restore().unwrap().can_restore(old, &machine.volume, Others::Machine);
     for error in [could, restore(&machine, old, Others::Machine)] {
         let error = error.expect_err("it is read-only");
         assert_eq!(error.kind, Kind::Unsupported, "{error}");
+        assert!(error.told.is_some_and(|told| told.contains("read-only")), "{error}");
     }
     machine.has_nothing_left();
     assert!(fs::read(machine.image()).unwrap() == before, "it was refused and touched");
@@ -121,27 +124,28 @@ fn a_qcow2_image_that_can_not_take_the_bytes_is_refused_untouched() {
     let (old, _) = scene(&machine);
     machine.kill();
     let image = machine.image().to_str().unwrap().to_owned();
-    let refused = |kind: Kind, why: &str| {
+    let refused = |kind: Kind, why: &str, told: &str| {
         let before = fs::read(&image).unwrap();
         let driver = machine.driver();
-        let could = driver.restore().unwrap().can_restore(old, &machine.volume);
+        let could = driver.restore().unwrap().can_restore(old, &machine.volume, Others::Machine);
         for error in [could, restore(&machine, old, Others::Nobody), restore(&machine, old, Others::Machine)]
         {
             let error = error.expect_err(why);
             assert_eq!(error.kind, kind, "{why}: {error}: {:?}", error.source);
+            assert!(error.told.is_some_and(|words| words.contains(told)), "{why}: {error}: {:?}", error.told);
         }
         assert!(fs::read(&image).unwrap() == before, "{why}: it was touched");
     };
     let kept = machine.at("kept.qcow2");
     fs::copy(&image, &kept).unwrap();
     qemu_img(&["resize", "-q", &image, "+4M"]);
-    refused(Kind::Unsupported, "it has grown");
+    refused(Kind::Unsupported, "it has grown", "another size");
     fs::copy(&kept, &image).unwrap();
     fs::rename(machine.at("base.qcow2"), machine.at("elsewhere")).unwrap();
-    refused(Kind::Unsupported, "what it stands on is away");
+    refused(Kind::Unsupported, "what it stands on is away", "can't open");
     fs::rename(machine.at("elsewhere"), machine.at("base.qcow2")).unwrap();
     fs::write(&image, vec![0; 8 << 20]).unwrap();
-    refused(Kind::Unsupported, "it is no qcow2 image");
+    refused(Kind::Unsupported, "it is no qcow2 image", "can't open");
     let secret = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10";
     let size = DISK_BYTES.to_string();
     qemu_img(&[
@@ -156,7 +160,7 @@ fn a_qcow2_image_that_can_not_take_the_bytes_is_refused_untouched() {
         &image,
         &size,
     ]);
-    refused(Kind::Unsupported, "its key is not here");
+    refused(Kind::Unsupported, "its key is not here", "encrypted");
     fs::remove_file(&image).unwrap();
     let gone = restore(&machine, old, Others::Nobody).expect_err("it is gone");
     assert_eq!(gone.kind, Kind::NotFound, "{gone}");
@@ -168,7 +172,7 @@ fn a_qcow2_disk_goes_back_while_its_machine_runs_however_qemu_has_it() {
         let mut machine = Machine::start(shape);
         let inode = fs::metadata(machine.image()).unwrap().ino();
         let (old, was) = scene(&machine);
-        machine.driver().restore().unwrap().can_restore(old, &machine.volume).unwrap();
+        machine.driver().restore().unwrap().can_restore(old, &machine.volume, Others::Machine).unwrap();
         machine.has_nothing_left();
         restore(&machine, old, Others::Machine).unwrap_or_else(|error| panic!("{shape:?}: {error:?}"));
         assert!(machine.reads() == was, "{shape:?}: a byte is not what it was at the cut");

@@ -29,7 +29,7 @@ fn now(bench: &dyn Bench, volume: &Volume) -> Vec<u8> {
 #[track_caller]
 fn restore(driver: &dyn Driver, owner: Owner, volume: &Volume) {
     let able = driver.restore().expect("it can");
-    able.can_restore(owner, volume).unwrap();
+    able.can_restore(owner, volume, Others::Machine).unwrap();
     let mut last = 0;
     able.restore(owner, volume, Others::Machine, &mut |progress| {
         assert!(progress.done_bytes >= last, "progress goes back");
@@ -92,19 +92,22 @@ fn of_two(bench: &dyn Bench, volume: &Volume, other: &Volume) {
     assert!(now(bench, volume) == was_newer, "forwards is not the same as back");
 
     // Who must have the volume for itself is refused while a machine has it.
+    let could = able.can_restore(old, volume, Others::Nobody);
     let alone = able.restore(old, volume, Others::Nobody, &mut |_| {});
     match volume.qmp {
         Some(_) => {
-            let busy = alone.expect_err("QEMU has it open");
-            assert_eq!(busy.kind, Kind::Busy, "{busy}");
+            for refused in [could, alone] {
+                let busy = refused.expect_err("QEMU has it open");
+                assert_eq!(busy.kind, Kind::Busy, "{busy}");
+            }
             assert!(now(bench, volume) == was_newer, "it was refused and touched");
         }
-        None => assert!(alone.is_ok() && now(bench, volume) == was, "nobody has it open"),
+        None => assert!(could.is_ok() && alone.is_ok() && now(bench, volume) == was, "nobody has it open"),
     }
     if let Some(head) = able.head_then(old, volume, 4096).unwrap() {
         assert!(head == was[..4096], "the beginning is not what it was at the cut");
     }
-    let absent = able.can_restore(owner(), volume).expect_err("there is no such snapshot");
+    let absent = able.can_restore(owner(), volume, Others::Machine).expect_err("there is no such snapshot");
     assert_eq!(absent.kind, Kind::NotFound, "{absent}");
     a_volume_of_another_size_is_refused(bench, old, volume);
     without_room_it_is_done_or_nothing_is_touched(bench, old, volume);
@@ -130,7 +133,7 @@ fn a_volume_of_another_size_is_refused(bench: &dyn Bench, owner: Owner, volume: 
     let driver = bench.driver();
     let able = driver.restore().expect("it can");
     bench.resize(volume, DISK_BYTES + (4 << 20));
-    let refused = able.can_restore(owner, volume).expect_err("it has grown");
+    let refused = able.can_restore(owner, volume, Others::Machine).expect_err("it has grown");
     assert_eq!(refused.kind, Kind::Unsupported, "{refused}");
     let refused = able.restore(owner, volume, Others::Machine, &mut |_| {}).expect_err("it has grown");
     assert_eq!(refused.kind, Kind::Unsupported, "{refused}");

@@ -200,10 +200,11 @@ impl Changes for WatchedDriver {
 }
 
 impl Restore for WatchedDriver {
-    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
+    fn can_restore(&self, owner: Owner, volume: &Volume, others: Others) -> Result<(), DriverError> {
         let volume = volume.clone();
-        let asks =
-            move |driver: &dyn Driver| driver.restore().expect("asked before").can_restore(owner, &volume);
+        let asks = move |driver: &dyn Driver| {
+            driver.restore().expect("asked before").can_restore(owner, &volume, others)
+        };
         self.call("can_restore", asks)
     }
     fn head_then(&self, owner: Owner, volume: &Volume, len: usize) -> Result<Option<Vec<u8>>, DriverError> {

@@ -10,9 +10,9 @@ use crate::drivers::restore::{concealed, same_size};
 use crate::drivers::{DriverError, Kind, Others, Owner, Progress, Restore, Volume};
 
 impl Restore for Csi {
-    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
+    fn can_restore(&self, owner: Owner, volume: &Volume, others: Others) -> Result<(), DriverError> {
         self.size_of_both(owner, volume)?;
-        can_be_written(volume)
+        can_be_written(volume, others)
     }
 
     fn restore(
@@ -34,8 +34,8 @@ impl Csi {
         let disk = Disk::find(&self.store, owner, &volume.serial)?;
         let (was, id) = (disk.member(), volume_id(volume)?);
         if was.volume != id {
-            let what = format!("restore {}: the snapshot is of the volume {}", volume.source, was.volume);
-            return Err(DriverError::new(Kind::Unsupported, what));
+            let more = format!(", {}", was.volume);
+            return Err(DriverError::not_restored(volume, "the snapshot is of another volume", &more));
         }
         same_size(volume, was.size_bytes, Store::size_bytes(volume)?)?;
         Ok(was.size_bytes)

@@ -15,10 +15,13 @@ use crate::drivers::{DriverError, Extent, Kind, Others, Owner, Progress, Restore
 const LET_GO_LIMIT: Duration = Duration::from_secs(5);
 
 impl Restore for LvmThin {
-    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
+    fn can_restore(&self, owner: Owner, volume: &Volume, others: Others) -> Result<(), DriverError> {
         let vg = self.pool.report()?;
-        self.sides(&vg, owner, volume)?;
-        can_be_written(volume)?;
+        let (_, origin) = self.sides(&vg, owner, volume)?;
+        if others == Others::Nobody {
+            self.must_be_shut(origin)?;
+        }
+        can_be_written(volume, others)?;
         self.pool.takes(&vg, 0)
     }
 

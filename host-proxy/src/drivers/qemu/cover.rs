@@ -117,13 +117,16 @@ impl Image<'_> {
         }
         let disk = look(qmp, self.volume)?;
         if disk.layout != "qcow2" {
-            let text = format!("{}: in QEMU it is below a filter, {}", doing(), disk.layout);
-            return Err(DriverError::new(Kind::Unsupported, text));
+            let more = format!(", {}", disk.layout);
+            return Err(DriverError::not_restored(
+                self.volume,
+                "its QEMU has a filter above its image",
+                &more,
+            ));
         }
         // A commit would make it writable.
         if disk.is_read_only {
-            let text = format!("{}: QEMU was given it read-only", doing());
-            return Err(DriverError::new(Kind::Unsupported, text));
+            return Err(DriverError::not_restored(self.volume, "its QEMU was given its image read-only", ""));
         }
         Ok(disk)
     }
@@ -243,7 +246,11 @@ fn begin(qmp: &mut Qmp, name: &CoverName) -> Result<Step, QmpError> {
 /// A QEMU that says no before anything is changed can't.
 fn refused(doing: String, error: QmpError) -> DriverError {
     match error {
-        QmpError::Refused { .. } => DriverError { kind: Kind::Unsupported, ..of_qmp(doing, error) },
+        QmpError::Refused { .. } => DriverError {
+            kind: Kind::Unsupported,
+            told: Some("its QEMU does not open its image anew"),
+            ..of_qmp(doing, error)
+        },
         _ => of_qmp(doing, error),
     }
 }

@@ -57,17 +57,29 @@ fn size_bytes(volume: &Volume) -> Result<u64, DriverError> {
     command
         .args(["info", "-U", "-f", "qcow2", "--output=json", "--backing-chain"])
         .arg(absolute(volume.path()?)?);
-    let told = tool
-        .run(&mut command, LOOK_LIMIT)
-        .map_err(|error| tool_failed(doing(), error, |_| Kind::Unsupported))?;
+    let told = tool.run(&mut command, LOOK_LIMIT).map_err(|error| DriverError {
+        told: Some("the host can't open its image, or what that stands on"),
+        ..tool_failed(doing(), error, |_| Kind::Unsupported)
+    })?;
     let chain: Value = serde_json::from_str(&told).map_err(|error| malformed(&error.to_string()))?;
     let images = chain.as_array().map(Vec::as_slice).unwrap_or_default();
     if images.iter().any(|image| image["encrypted"] == true) {
-        let text = format!("restore {}: it is encrypted, and its key is its QEMU's", volume.source);
-        return Err(DriverError::new(Kind::Unsupported, text));
+        let told = "its image is encrypted, and only its QEMU has the key";
+        return Err(DriverError::not_restored(volume, told, ""));
     }
     let size_bytes = images.first().and_then(|image| image["virtual-size"].as_u64());
     size_bytes.ok_or_else(|| malformed("no virtual-size"))
+}
+
+/// Opens the image. `Busy` while somebody else has it open; its locks are looked at only, since `qemu-img` takes them.
+pub(super) fn open(volume: &Volume) -> Result<File, DriverError> {
+    let path = volume.path()?;
+    let open = || {
+        let opened = OpenOptions::new().read(true).write(true).open(path);
+        opened.map_err(|error| DriverError::io(format!("open {}", volume.source), error))
+    };
+    lock(&open()?, volume)?;
+    open()
 }
 
 /// Gives the image these bytes. `Busy` while somebody has it open.
@@ -79,13 +91,8 @@ pub(super) fn restore(
     let doing = format!("restore {} with qemu-img", volume.source);
     let total_bytes = fits(snapshot, volume)?;
     let path = volume.path()?;
-    let open = || {
-        let opened = OpenOptions::new().read(true).write(true).open(path);
-        opened.map_err(|error| DriverError::io(format!("open {}", volume.source), error))
-    };
-    lock(&open()?, volume)?;
     // Opened before: what can't be written back is told to whoever had it open then.
-    let image: File = open()?;
+    let image = open(volume)?;
     let tool = qemu_img(volume)?;
     let mut command = tool.command();
     command.args(["convert", "-n", "-p", "-t", "writeback", "-f", "raw", "-O", "qcow2"]);

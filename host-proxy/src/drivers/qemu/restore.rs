@@ -13,9 +13,17 @@ use crate::drivers::{DriverError, Kind, Others, Progress, Volume};
 use crate::vmm::disk::CoverName;
 
 /// Proves, without changing anything, that [`restore`] would work.
-pub(super) fn can_restore(id: SnapshotId, snapshot: &Path, volume: &Volume) -> Result<(), DriverError> {
+pub(super) fn can_restore(
+    id: SnapshotId,
+    snapshot: &Path,
+    volume: &Volume,
+    others: Others,
+) -> Result<(), DriverError> {
     // Also of a machine that runs: QEMU may end in the middle.
     offline::fits(snapshot, volume)?;
+    if others == Others::Nobody {
+        return offline::open(volume).map(drop);
+    }
     let Some(image) = in_a_machine(volume)? else { return Ok(()) };
     match image.reach()? {
         Some(mut qmp) => image.can_be_covered(&mut qmp, &CoverName::new(id, &volume.serial)),

@@ -13,6 +13,7 @@ use std::thread;
 use super::ffi::cluster::Pool;
 use super::ffi::image::{For, Image, Snapshot};
 use super::inventory;
+use crate::drivers::restore::same_size;
 use crate::drivers::{DriverError, Kind, Others, Owner, Progress, Volume};
 
 /// The image, the same as it was at its snapshot, and the size of both.
@@ -30,26 +31,31 @@ fn pair(pool: &Arc<Pool>, owner: Owner, volume: &Volume, what: For) -> Result<Pa
         DriverError::new(Kind::NotFound, format!("find the disk {} of {}", volume.serial, owner.snapshot))
     })?;
     let image = Image::by_name(pool, name, what)?;
-    let refuse =
-        |why: String| Err(DriverError::new(Kind::Unsupported, format!("restore the image {name}: {why}")));
+    let refuse = |told, more: &str| Err(DriverError::not_restored(volume, told, more));
     if image.id()? != then.id()? {
-        return refuse("the snapshot is of another image".to_owned());
+        return refuse("the snapshot is of another image", "");
     }
-    let (size_bytes, now_bytes) = (then.size_at(snapshot.id)?, image.size_bytes()?);
-    if size_bytes != now_bytes {
-        return refuse(format!(
-            "it has {now_bytes} bytes, the snapshot {size_bytes}; give it that size again first"
-        ));
-    }
+    let size_bytes = then.size_at(snapshot.id)?;
+    same_size(volume, size_bytes, image.size_bytes()?)?;
     if !image.has_exclusive_lock()? {
-        return refuse(format!("nobody can be kept off it; rbd feature enable {name} exclusive-lock"));
+        let more = format!("; rbd feature enable {name} exclusive-lock");
+        return refuse("its image has no lock by which others are kept off it", &more);
     }
     Ok(Pair { image, then, snapshot, size_bytes })
 }
 
 /// Proves that it would work.
-pub(super) fn can(pool: &Arc<Pool>, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
-    pair(pool, owner, volume, For::Reading).map(drop)
+pub(super) fn can(
+    pool: &Arc<Pool>,
+    owner: Owner,
+    volume: &Volume,
+    others: Others,
+) -> Result<(), DriverError> {
+    let Pair { image, .. } = pair(pool, owner, volume, For::Reading)?;
+    match others {
+        Others::Machine => Ok(()),
+        Others::Nobody => refuse_if_watched(pool, &image, volume),
+    }
 }
 
 /// The first bytes of the snapshot.

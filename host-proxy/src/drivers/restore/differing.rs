@@ -36,8 +36,8 @@ struct Side {
 
 /// Proves that the volume could be written to now; nothing is. Under systemd an image may lie outside of what the unit may write
 /// to, and be read all the same.
-pub(in crate::drivers) fn can_be_written(volume: &Volume) -> Result<(), DriverError> {
-    Side::open(volume.path()?, OpenOptions::new().write(true), libc::O_EXCL).map(drop)
+pub(in crate::drivers) fn can_be_written(volume: &Volume, others: Others) -> Result<(), DriverError> {
+    Side::to_write(volume, others).map(drop)
 }
 
 impl Side {
@@ -48,6 +48,15 @@ impl Side {
         let flags = if is_device { libc::O_DIRECT | flags } else { 0 };
         let file = options.read(true).custom_flags(flags).open(path).map_err(io)?;
         Ok(Self { file, is_device })
+    }
+
+    /// The volume, which is kept from others until it is closed, where nobody else may have it.
+    fn to_write(volume: &Volume, others: Others) -> Result<Self, DriverError> {
+        let side = Self::open(volume.path()?, OpenOptions::new().write(true), libc::O_EXCL)?;
+        if others == Others::Nobody {
+            lock(&side.file, volume)?;
+        }
+        Ok(side)
     }
 }
 
@@ -69,12 +78,9 @@ impl Pair {
         others: Others,
     ) -> Result<Self, DriverError> {
         let from = Side::open(snapshot, &mut OpenOptions::new(), 0)?;
-        let to = Side::open(volume.path()?, OpenOptions::new().write(true), libc::O_EXCL)?;
+        let to = Side::to_write(volume, others)?;
         let total_bytes = size(&to.file, volume)?;
         same_size(volume, size(&from.file, volume)?.min(snapshot_bytes), total_bytes)?;
-        if others == Others::Nobody {
-            lock(&to.file, volume)?;
-        }
         Ok(Self { from, to, doing: format!("restore {}", volume.source), total_bytes })
     }
 

@@ -16,9 +16,9 @@ use crate::drivers::{DriverError, Extent, Kind, Others, Owner, Progress, Restore
 const RECORD_BYTES: u64 = 128 << 10;
 
 impl Restore for Zfs {
-    fn can_restore(&self, owner: Owner, volume: &Volume) -> Result<(), DriverError> {
+    fn can_restore(&self, owner: Owner, volume: &Volume, others: Others) -> Result<(), DriverError> {
         self.place_of_same_size(&inventory::one(&self.store, owner)?, owner, volume)?;
-        can_be_written(volume)?;
+        can_be_written(volume, others)?;
         self.store.pool_is_well()
     }
 

@@ -112,7 +112,7 @@ pub(super) fn of_plug(doing: String, error: PlugError) -> DriverError {
         PlugError::NotReleased(..) | PlugError::NodeInUse(..) | PlugError::Moving => Kind::Busy,
         PlugError::Qmp(error) => Kind::from(error),
     };
-    DriverError { kind, doing, source: Some(Box::new(error)), undo_failed: None }
+    DriverError { source: Some(Box::new(error)), ..DriverError::new(kind, doing) }
 }
 
 /// An empty qcow2 file. What it lies over is told to QEMU alone: no path of the host is in it.

@@ -13,7 +13,7 @@ use protocol::{DiskSerial, ErrorCode, SnapshotRecord, WireError};
 use super::super::in_flight::Claim;
 use super::super::{Service, errors, shown};
 use crate::catalog::Restoring as Row;
-use crate::drivers::{DriverError, Exposed, Kind, Owner, Source, Volume, restore};
+use crate::drivers::{DriverError, Exposed, Kind, Others, Owner, Source, Volume, restore};
 use crate::policy::{Allowed, Asker, Restore};
 use crate::world::{Store, World};
 
@@ -59,7 +59,7 @@ impl Service {
         for disk in disks {
             let asked = wanted.disks.iter().find(|one| one.serial.same_disk(&disk.serial));
             let target = self.target(&record, disk)?;
-            let marks = self.prove(&record, &target, claim).await?;
+            let marks = self.prove(&record, &target, others_of(asker), claim).await?;
             if let (Asker::Guest, Some(asked)) = (asker, asked) {
                 is_the_guests(&target.disk, asked, &marks)?;
             }
@@ -100,18 +100,19 @@ impl Service {
         &self,
         record: &SnapshotRecord,
         target: &Target,
+        others: Others,
         claim: &Arc<Claim>,
     ) -> Result<Marks, WireError> {
         let doing = format!("restore the disk {}", target.disk.serial);
         let (store, volume) = (Arc::clone(&target.store), target.volume.clone());
         let owner = Owner { vm: record.vm_uuid, snapshot: record.id };
         let size_bytes = target.disk.size_bytes;
-        let prove = move || marks(&store, owner, &volume, size_bytes);
+        let prove = move || marks(&store, owner, &volume, others, size_bytes);
         let proved = self.workers.claimed(claim, &doing, CHECK_LIMIT, prove, drop);
         proved.await.map_err(|error| match error.kind {
             Kind::Unsupported => {
                 let driver = &target.disk.driver;
-                let why = "it can't, or the disk has another size than the snapshot";
+                let why = error.told.unwrap_or("it can't");
                 tracing::info!(vm = %record.vm, "{doing}: {}", errors::chain(&error));
                 WireError::new(ErrorCode::Unsupported, format!("{doing} in place, by the driver {driver}: {why}"))
                     .hint("hostsnap disks shows what each disk's storage can do; hostsnap mount and cp read the snapshot")
@@ -121,7 +122,18 @@ impl Service {
     }
 }
 
-fn marks(store: &Store, owner: Owner, volume: &Volume, size_bytes: u64) -> Result<Marks, DriverError> {
+/// A guest asks for itself, and its machine runs; the administrator for one that is stopped.
+pub(super) fn others_of(asker: Asker) -> Others {
+    if asker == Asker::Admin { Others::Nobody } else { Others::Machine }
+}
+
+fn marks(
+    store: &Store,
+    owner: Owner,
+    volume: &Volume,
+    others: Others,
+    size_bytes: u64,
+) -> Result<Marks, DriverError> {
     let doing = || format!("ask the driver {} to restore {}", store.driver.name(), volume.source);
     let able = store.driver.restore().ok_or_else(|| DriverError::new(Kind::Unsupported, doing()))?;
     let now = fingerprint::of_head(&store.driver.read_head(volume, fingerprint::HEAD_BYTES)?);
@@ -137,7 +149,7 @@ fn marks(store: &Store, owner: Owner, volume: &Volume, size_bytes: u64) -> Resul
             head?.map(|head| fingerprint::of_head(&head))
         }
     };
-    able.can_restore(owner, volume)?;
+    able.can_restore(owner, volume, others)?;
     Ok(Marks { now, then })
 }
 

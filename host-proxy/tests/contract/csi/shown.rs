@@ -319,7 +319,7 @@ fn a_restore_whose_snapshot_can_not_be_shown_has_touched_nothing_and_leaves_noth
         source: Source::Published { volume: "vol-other".to_owned(), path: volume.path().unwrap().to_owned() },
         ..volume.clone()
     };
-    let error = able.can_restore(owner, &other).unwrap_err();
+    let error = able.can_restore(owner, &other, Others::Machine).unwrap_err();
     assert_eq!(error.kind, Kind::Unsupported, "{}", told(&error));
     delete(&array, owner);
     nothing_is_shown(&array);
