@@ -1,5 +1,5 @@
-//! The main job, shown: a virtual machine snapshots its own disk while an application writes to it,
-//! and nothing that was acknowledged is missing. Each step prints what a user would see.
+//! The main job, shown: a virtual machine snapshots its own disk while an application writes to it, and nothing that was
+//! acknowledged is missing; it mounts the snapshot, and goes back to it. Each step prints what a user would see.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -45,7 +45,7 @@ fn main() -> Result<()> {
     let image = blank_image(&store.path(), "data.img", 256);
 
     say("a virtual machine boots: QEMU with a real virtio-vsock device and a data disk");
-    let vm = Plan::new("demo").disk(&image, "data").boot();
+    let vm = Plan::new("demo").disk(&image, "data").slots(1).boot();
     println!("{}", vm.guest.sh("uname -sr").trim());
 
     say(&format!("on the host, hostsnapd starts, with the driver {driver}"));
@@ -65,8 +65,10 @@ fn main() -> Result<()> {
     let (after, longest) = status(&vm);
     println!("{after} records acknowledged now; longest write stall: {:.1} ms", ms(longest));
 
-    say("and sees it");
-    show(&vm, "hostsnap list");
+    say("it mounts the snapshot beside the disk, which goes on being written to");
+    show(&vm, "mkdir -p /mnt && hostsnap mount latest /mnt --path /data");
+    show(&vm, "hostsnap list && ls -l /mnt/records /data/records");
+    show(&vm, "hostsnap umount /mnt");
     let snapshot = vm.guest.json("hostsnap --json show latest");
 
     say("on the host, the snapshot is opened: are all records there that were acknowledged before it?");
@@ -77,6 +79,12 @@ fn main() -> Result<()> {
     );
     ensure!(held >= before, "an acknowledged record is missing from the snapshot");
     ensure!(held <= after + 1, "the snapshot holds records that were written after it");
+
+    say("something goes wrong with the upgrade, and the machine goes back to the snapshot");
+    show(&vm, "kill $(pidof app-writer) && rm /data/records");
+    show(&vm, &format!("hostsnap restore {} /data --remount", text(&snapshot["id"])));
+    let back = show(&vm, "app-writer verify /data/records");
+    ensure!(back.trim().parse() == Ok(held), "the disk holds {back} records, the snapshot {held}");
 
     say("done: nothing that was acknowledged is missing");
     println!("snapshot     {}", text(&snapshot["id"]));
@@ -90,9 +98,11 @@ fn say(what: &str) {
     println!("\n# {what}");
 }
 
-fn show(vm: &Vm, script: &str) {
+fn show(vm: &Vm, script: &str) -> String {
     println!("guest$ {script}");
-    print!("{}", vm.guest.sh(script));
+    let said = vm.guest.sh(script);
+    print!("{said}");
+    said
 }
 
 fn printed(service: &Hostsnapd, arguments: &[&str]) -> Result<String> {
