@@ -2,8 +2,10 @@
 
 use std::error::Error;
 use std::fs;
+use std::time::Duration;
 
-use host_proxy::drivers::{DriverError, Kind, Volume};
+use host_proxy::drivers::{Continue, DriverError, Kind, Volume};
+use host_proxy::vmm::qmp::Qmp;
 
 use super::bench::{Bench, PausedQemu, volume};
 use super::{DISK_BYTES, first_byte, owner, plan, prepare, settle, soon};
@@ -67,6 +69,24 @@ fn a_monitor_that_is_gone_while_it_settles_ends_in_an_error_and_leaves_nothing_o
     let mut cut = prepare(&bench, owner()).cut(soon()).unwrap();
     settle(&mut *cut).unwrap();
     cut.seal(b"final").unwrap();
+}
+
+/// As long as somebody had it, a copy could neither be given up nor told of.
+#[test]
+fn a_monitor_that_somebody_else_has_keeps_no_copy_from_being_given_up() {
+    let bench = PausedQemu::start();
+    let mut cut = prepare(&bench, owner()).cut(soon()).unwrap();
+    let monitor = bench.volumes()[0].qmp.clone().expect("it has one");
+    let theirs = Qmp::connect(&monitor, Duration::from_secs(20)).unwrap();
+    let mut asked = 0;
+    let given_up = cut.settle(&mut |_| {
+        asked += 1;
+        if asked < 2 { Continue::Yes } else { Continue::No }
+    });
+    assert_eq!(given_up.expect_err("it was given up").kind, Kind::Cancelled);
+    drop(theirs);
+    cut.abandon().unwrap();
+    assert_eq!(bench.driver().list().unwrap(), []);
 }
 
 /// `check` looked at QEMU only, which has the image open whatever it is called now: it said that all
