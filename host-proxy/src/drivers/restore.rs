@@ -97,7 +97,11 @@ pub(super) fn begun(doing: &str, error: impl Into<std::io::Error>) -> DriverErro
 /// Opens both and compares their sizes. The volume is kept from others until it is closed, where nobody else may have it.
 fn open(snapshot: &Path, volume: &Volume, others: Others) -> Result<(File, File, u64), DriverError> {
     if volume.format != Format::Raw {
-        return Err(DriverError::not_restored(volume, "by this driver only raw images can be", ""));
+        return Err(DriverError::not_restored(
+            volume,
+            "its image is not a raw one, and this driver takes no other",
+            "",
+        ));
     }
     let io = |path: &Path, error: std::io::Error| DriverError::io(format!("open {}", path.display()), error);
     let from = File::open(snapshot).map_err(|error| io(snapshot, error))?;

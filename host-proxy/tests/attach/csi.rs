@@ -20,14 +20,7 @@ fn machine() -> (Machine, Server) {
     let store = LoopFs::in_memory(Kind::Xfs, 320);
     let at = |name: &str| store.path().join(name);
     let publishing = Publishing { controller: true, stages: true, topology: false, puts: Puts::Device };
-    let offers = Offers {
-        snapshots: true,
-        lists: true,
-        groups: false,
-        room: true,
-        changes: false,
-        volumes: Some(publishing),
-    };
+    let offers = Offers { groups: false, changes: false, volumes: Some(publishing), ..Offers::EVERYTHING };
     let server = Server::start(&at("csi.sock"), &store.path(), offers);
     server.state().volumes.insert("vol-1".to_owned(), at("data.img"));
     let plugin = format!("driver = \"csi\"\nendpoint = \"{}\"", at("csi.sock").display());

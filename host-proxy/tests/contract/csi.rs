@@ -16,23 +16,9 @@ use host_proxy::drivers::csi::{Csi, Place};
 use host_proxy::drivers::{Driver, Exposed, Format, Owner, Source, Volume};
 use protocol::DiskSerial;
 
-use self::server::volumes::{Publishing, Puts};
 use self::server::{Offers, Server};
 use super::DISK_BYTES;
 use super::bench::{Bench, Filler, Foreign, ForeignFiles, Held, LoopDevice};
-
-/// All that there is.
-pub(crate) const EVERYTHING: Offers = Offers {
-    snapshots: true,
-    lists: true,
-    groups: true,
-    room: true,
-    changes: true,
-    volumes: Some(Publishing { controller: true, stages: true, topology: true, puts: Puts::Device }),
-};
-/// As little as can be, on the way to a path of this host.
-pub(crate) const SIMPLY: Publishing =
-    Publishing { controller: false, stages: false, topology: false, puts: Puts::File };
 
 /// A plugin with two volumes.
 pub(crate) struct Array {

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use bench::{Bench, DISK_BYTES, Files, PausedQemu};
 use ceph::Pool;
 use csi::server::Offers;
+use csi::server::volumes::Publishing;
 use harness::initramfs::Tools;
 use harness::loopfs::{Kind as Fs, LoopFs};
 use harness::vm::Plan;
@@ -48,8 +49,8 @@ fn btrfs_keeps_the_contract() {
 
 #[test]
 fn csi_keeps_the_contract() {
-    let groups = csi::EVERYTHING;
-    let singles = Offers { groups: false, volumes: Some(csi::SIMPLY), ..groups };
+    let groups = Offers::EVERYTHING;
+    let singles = Offers { groups: false, volumes: Some(Publishing::SIMPLY), ..groups };
     let little = Offers { lists: false, room: false, changes: false, volumes: None, ..singles };
     for offers in [groups, singles, little] {
         let array = csi::Array::start(offers);

@@ -18,7 +18,7 @@ use serde_json::json;
 
 use crate::Driver;
 use crate::pools::{Group, Tank};
-use crate::server::volumes::{Publishing, Puts};
+use crate::server::volumes::Publishing;
 use crate::server::{Offers, Server};
 
 /// Of each volume that is cut. QEMU copies it a thousand times.
@@ -232,15 +232,7 @@ fn files(kind: Kind, bytes: u64) -> Result<LoopFs> {
 impl Array {
     fn start(bytes: u64) -> Result<Self> {
         let fs = LoopFs::in_memory(Kind::Xfs, 4096);
-        let publishing = Publishing { controller: false, stages: false, topology: false, puts: Puts::File };
-        let offers = Offers {
-            snapshots: true,
-            lists: true,
-            groups: true,
-            room: true,
-            changes: false,
-            volumes: Some(publishing),
-        };
+        let offers = Offers { changes: false, volumes: Some(Publishing::SIMPLY), ..Offers::EVERYTHING };
         let server = Server::start(&fs.path().join("csi.sock"), &fs.path(), offers);
         for twin in [false, true] {
             let path = fs.path().join(name(twin));

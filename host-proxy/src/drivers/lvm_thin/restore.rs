@@ -62,13 +62,15 @@ impl LvmThin {
     /// The device mapper counts who has a volume open, also those who honour no lock.
     fn must_be_shut(&self, origin: &Lv) -> Result<(), DriverError> {
         let deadline = Instant::now() + LET_GO_LIMIT;
-        while self.pool.report()?.lv(&origin.name).is_some_and(Lv::is_open) {
+        let mut is_open = origin.is_open();
+        while is_open {
             if Instant::now() >= deadline {
                 let name = self.pool.lv(&origin.name);
                 let why = format!("restore {name}: somebody has it open; fuser -v /dev/{name}");
                 return Err(DriverError::new(Kind::Busy, why));
             }
             std::thread::sleep(Duration::from_millis(200));
+            is_open = self.pool.report()?.lv(&origin.name).is_some_and(Lv::is_open);
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use serde_json::json;
 
-use super::job::{self, Name};
+use super::job::{self, Name, State};
 use super::{LIMIT, POLL_EVERY, connect, of_qmp};
 use crate::drivers::folder::{self, Folder};
 use crate::drivers::{Continue, CutSet, DriverError, Kind, Owner, Progress, Ready, Volume, VolumeSnapshot};
@@ -195,18 +195,16 @@ impl CutSet for Set {
         loop {
             let state = connect(&self.monitor).and_then(|mut qmp| job::state(&mut qmp, &names));
             let state = match state {
-                // Somebody else has the monitor.
-                Err(error) if error.kind == Kind::Busy => None,
-                state => Some(state?),
+                // Somebody else has the monitor: nothing new is known.
+                Err(error) if error.kind == Kind::Busy => {
+                    State { progress: last, is_done: false, error: None }
+                }
+                state => state?,
             };
-            last = state.as_ref().map_or(last, |state| state.progress);
+            last = state.progress;
             if progress(last) == Continue::No {
                 return Err(DriverError::new(Kind::Cancelled, "copy the disks"));
             }
-            let Some(state) = state else {
-                std::thread::sleep(POLL_EVERY);
-                continue;
-            };
             if let Some(error) = state.error {
                 // A job tells the error of its disk by its text alone (`job.c`, `job_update_rc`: strerror).
                 let kind =

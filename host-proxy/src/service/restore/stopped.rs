@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use protocol::{ErrorCode, WireError};
@@ -22,8 +22,8 @@ const DEVICE_LIMIT: Duration = Duration::from_secs(2);
 enum Found {
     /// Its QEMU, or libvirt for it, says that it is there.
     Runs,
-    /// Its vsock device takes connections.
-    IsReached,
+    /// Its vsock device takes connections here.
+    IsReached(PathBuf),
     /// libvirt keeps its memory for its next start.
     IsSaved,
     Stopped,
@@ -36,22 +36,22 @@ impl Service {
         let doing = format!("see whether {} runs", vm.name);
         let looked =
             self.workers.bounded(&doing, LOOK_LIMIT, move || look(monitor.as_ref(), &peer), drop).await;
-        let (text, hint) = match (looked, &vm.peer) {
-            (Ok(Found::Stopped), _) => return Ok(()),
-            (Ok(Found::IsReached), PeerId::Socket(path)) => (
+        let (text, hint) = match looked {
+            Ok(Found::Stopped) => return Ok(()),
+            Ok(Found::IsReached(path)) => (
                 format!("{} is running: its vsock device takes connections at {}", vm.name, path.display()),
                 "stop it first, and whoever else listens there; or go back from inside, where the disk is no root disk: hostsnap restore",
             ),
-            (Ok(Found::Runs | Found::IsReached), _) => (
+            Ok(Found::Runs) => (
                 format!("{} is running", vm.name),
                 "stop it first; or go back from inside, where the disk is no root disk: hostsnap restore",
             ),
             // Its guest would go on with what it knows of the disk as it is now, and destroy it.
-            (Ok(Found::IsSaved), _) => (
+            Ok(Found::IsSaved) => (
                 format!("{} is saved, and would go on at its next start with the disk as it is now", vm.name),
                 "start it and shut it down; or give its memory up: virsh managedsave-remove",
             ),
-            (Err(error), _) => return Err(errors::of_driver(vm.name.as_str(), &doing, &error)),
+            Err(error) => return Err(errors::of_driver(vm.name.as_str(), &doing, &error)),
         };
         Err(WireError::new(ErrorCode::Busy, text).hint(hint))
     }
@@ -62,7 +62,7 @@ fn look(monitor: Option<&Monitor>, peer: &PeerId) -> Result<Found, crate::driver
     let is_gone = |monitor| pause::state(monitor).is_ok_and(|state| state == RunState::Gone);
     Ok(match (monitor, peer) {
         (Some(monitor), _) if !is_gone(monitor) => Found::Runs,
-        (_, PeerId::Socket(path)) if has_machine(path) => Found::IsReached,
+        (_, PeerId::Socket(path)) if has_machine(path) => Found::IsReached(path.clone()),
         // A libvirt that can't say has been taken for a machine that runs.
         (Some(Monitor::Libvirt(domain)), _) if libvirt::is_saved(domain).unwrap_or(false) => Found::IsSaved,
         _ => Found::Stopped,

@@ -18,14 +18,14 @@ use host_proxy::drivers::{
 };
 use prost::Message;
 
+use super::Array;
 use super::server::{ABORTED, FAILED_PRECONDITION, Fault, Offers};
-use super::{Array, EVERYTHING};
 use crate::bench::Bench;
 use crate::{delete, first_byte, owner, plan, prepare, settle, soon, take};
 
 /// How long a plugin that hangs is waited for in these tests.
 const SHORT: Duration = Duration::from_millis(700);
-const SINGLES: Offers = Offers { groups: false, ..EVERYTHING };
+const SINGLES: Offers = Offers { groups: false, ..Offers::EVERYTHING };
 const NO_LISTS: Offers = Offers { lists: false, ..SINGLES };
 
 pub(super) fn told(error: &DriverError) -> String {
@@ -102,7 +102,7 @@ fn every_code_has_its_kind_and_leaves_either_nothing_or_an_open_question() {
 
 #[test]
 fn work_of_others_on_the_volume_is_waited_for_and_a_lost_way_found_again() {
-    let array = Array::start(EVERYTHING);
+    let array = Array::start(Offers::EVERYTHING);
     for (method, volumes) in [(method::CREATE_SNAPSHOT, 1), (method::CREATE_GROUP_SNAPSHOT, 2)] {
         for faults in [vec![refuses(ABORTED); 4], vec![Fault::WorksAndDies]] {
             let owner = owner();
@@ -153,7 +153,7 @@ fn a_plugin_that_hangs_ends_no_call_later_than_its_limit() {
 /// The answer was lost, the snapshot was not: where the plugin lists, that can be told.
 #[test]
 fn a_cut_whose_answer_never_came_is_found_where_the_plugin_lists_and_removed_where_it_does_not() {
-    for offers in [EVERYTHING, SINGLES, NO_LISTS] {
+    for offers in [Offers::EVERYTHING, SINGLES, NO_LISTS] {
         let array = Array { timeout: SHORT, ..Array::start(offers) };
         let owner = owner();
         for volume in &array.volumes() {
@@ -190,7 +190,7 @@ fn a_cut_whose_answer_never_came_is_found_where_the_plugin_lists_and_removed_whe
 /// Power was lost before what the plugin calls the snapshots reached the disk.
 #[test]
 fn a_note_that_was_lost_with_the_power_costs_no_snapshot_where_the_plugin_lists() {
-    for offers in [EVERYTHING, SINGLES, NO_LISTS] {
+    for offers in [Offers::EVERYTHING, SINGLES, NO_LISTS] {
         let array = Array::start(offers);
         let owner = owner();
         drop(prepare(&array, owner).cut(soon()).unwrap());
@@ -206,7 +206,7 @@ fn a_note_that_was_lost_with_the_power_costs_no_snapshot_where_the_plugin_lists(
 
 #[test]
 fn what_is_not_ready_is_asked_for_again_and_can_be_left_and_picked_up() {
-    for offers in [EVERYTHING, SINGLES] {
+    for offers in [Offers::EVERYTHING, SINGLES] {
         let array = Array::start(offers);
         array.server.state().unready = 3;
         let first = take(&array);
@@ -244,7 +244,7 @@ fn a_plugin_that_is_away_or_fails_for_a_while_does_not_cost_the_snapshot() {
 /// Asked again, a plugin makes anew what somebody removed: of a later time, and perhaps by the same identifier.
 #[test]
 fn a_snapshot_that_somebody_removed_before_it_was_ready_is_lost_and_not_made_anew() {
-    for offers in [EVERYTHING, SINGLES] {
+    for offers in [Offers::EVERYTHING, SINGLES] {
         let array = Array::start(offers);
         array.server.state().unready = 5;
         let mut cut = prepare(&array, owner()).cut(soon()).unwrap();
@@ -347,7 +347,7 @@ fn another_plugin_behind_the_socket_gets_none_of_the_firsts_snapshots() {
 
 #[test]
 fn what_the_storage_lost_is_not_whole_and_can_be_deleted() {
-    for offers in [EVERYTHING, SINGLES] {
+    for offers in [Offers::EVERYTHING, SINGLES] {
         let array = Array::start(offers);
         let lost = take(&array);
         let kept = take(&array);
@@ -476,7 +476,7 @@ fn a_volume_that_is_smaller_on_the_storage_than_its_device_is_not_that_disk() {
 
 #[test]
 fn room_that_is_not_told_is_unknown_and_groups_can_be_left_unused() {
-    let array = Array::start(Offers { room: false, ..EVERYTHING });
+    let array = Array::start(Offers { room: false, ..Offers::EVERYTHING });
     assert_eq!(array.driver().free_bytes().unwrap(), ROOM_UNKNOWN);
     let driver = Csi::new(Place { group_snapshots: false, ..array.place() }).unwrap();
     let owner = owner();
@@ -509,7 +509,7 @@ fn a_plugin_that_was_started_anew_behind_the_same_socket_is_found() {
 /// what it does not have, too.
 #[test]
 fn a_volume_that_the_plugin_does_not_know_is_refused_whatever_it_says_when_asked_for_it() {
-    let array = Array::start(EVERYTHING);
+    let array = Array::start(Offers::EVERYTHING);
     array.server.state().tells_any = true;
     let mut volume = array.volumes().remove(0);
     array.driver().check(&volume).unwrap();

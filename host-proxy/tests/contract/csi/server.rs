@@ -30,7 +30,7 @@ use hyper::header::{HeaderMap, HeaderValue};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 
-use volumes::{Made, Publishing};
+use volumes::{Made, Publishing, Puts};
 
 /// gRPC's numbers.
 pub(crate) const INVALID_ARGUMENT: i32 = 3;
@@ -70,6 +70,18 @@ pub(crate) struct Offers {
     pub(crate) changes: bool,
     /// Volumes, of snapshots too.
     pub(crate) volumes: Option<Publishing>,
+}
+
+impl Offers {
+    /// All that there is.
+    pub(crate) const EVERYTHING: Self = Self {
+        snapshots: true,
+        lists: true,
+        groups: true,
+        room: true,
+        changes: true,
+        volumes: Some(Publishing { controller: true, stages: true, topology: true, puts: Puts::Device }),
+    };
 }
 
 /// All that it knows.

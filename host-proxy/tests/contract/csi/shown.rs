@@ -9,16 +9,16 @@ use host_proxy::drivers::csi::{Csi, Place};
 use host_proxy::drivers::{Driver, DriverError, Exposed, Found, Kind, Others, Owner, Source, Volume};
 use prost::Message;
 
+use super::Array;
 use super::faults::{KINDS, refuses, told};
 use super::server::volumes::{NODE, Publishing, Puts};
 use super::server::{Fault, Offers, Server};
-use super::{Array, EVERYTHING, SIMPLY};
 use crate::bench::Bench;
 use crate::{DISK_BYTES, delete, first_byte, take};
 
 /// How long a plugin that hangs is waited for in these tests.
 const SHORT: Duration = Duration::from_millis(300);
-const SINGLES: Offers = Offers { groups: false, ..EVERYTHING };
+const SINGLES: Offers = Offers { groups: false, ..Offers::EVERYTHING };
 /// The steps, in their order.
 const THERE: [&str; 4] = [method::CREATE_VOLUME, method::PUBLISH, method::NODE_STAGE, method::NODE_PUBLISH];
 const BACK: [&str; 4] =
@@ -186,8 +186,8 @@ fn a_volume_that_is_not_the_snapshots_is_refused_and_removed() {
 
 #[test]
 fn what_is_read_stays_shown_and_whole_until_it_is_not() {
-    for volumes in [EVERYTHING.volumes, Some(SIMPLY)] {
-        let array = Array::start(Offers { volumes, ..EVERYTHING });
+    for volumes in [Offers::EVERYTHING.volumes, Some(Publishing::SIMPLY)] {
+        let array = Array::start(Offers { volumes, ..Offers::EVERYTHING });
         let volume = &array.volumes()[0];
         let owner = take(&array);
         let held = array.hold(&expose(&array, owner, volume).unwrap());

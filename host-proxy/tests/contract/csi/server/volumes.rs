@@ -35,6 +35,12 @@ pub(crate) struct Publishing {
     pub(crate) puts: Puts,
 }
 
+impl Publishing {
+    /// As little as can be, on the way to a path of this host.
+    pub(crate) const SIMPLY: Self =
+        Self { controller: false, stages: false, topology: false, puts: Puts::File };
+}
+
 /// What stands at the path in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Puts {
