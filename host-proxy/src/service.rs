@@ -20,6 +20,7 @@
 //! | `restore` | disks given back the bytes of a snapshot |
 //! | `delete` | removal on demand and when a snapshot's time is over |
 //! | `overdue` | snapshots that stay although their time is over |
+//! | `problems` | what comparing could not decide, told once |
 //! | `lock` | what nobody may delete until a date |
 //! | `forget` | failed snapshots that were shown for long enough |
 //! | `clock` | the wall clock, and whether it can be believed |
@@ -47,6 +48,7 @@ mod moves;
 mod operation;
 mod overdue;
 mod pause;
+mod problems;
 mod read;
 mod reconcile;
 mod restore;
@@ -82,6 +84,7 @@ use exports::Exports;
 use in_flight::InFlight;
 use machines::Looks;
 use overdue::Overdue;
+use problems::Problems;
 use shared::Freshness;
 
 /// How many snapshots may be between prepared and settled-in-the-foreground at once, over all
@@ -109,6 +112,7 @@ pub struct Service {
     looks: Looks,
     /// A store could not be listed: what is in it may be unknown, and counts for no quota.
     unlisted: Arc<AtomicBool>,
+    problems: Problems,
 }
 
 impl Service {
@@ -137,6 +141,7 @@ impl Service {
             pauses: Semaphore::new(pause::ALL as usize),
             looks: Looks::default(),
             unlisted: Arc::default(),
+            problems: Problems::default(),
         })
     }
 

@@ -121,7 +121,7 @@ impl Service {
                 self.adopt(*id, parts, inventory.complete, &mut report).await;
             }
         }
-        for problem in &report.problems {
+        for problem in self.problems.news(&report.problems, which == Which::All) {
             tracing::warn!("reconcile: {problem}");
         }
         Ok(report)
