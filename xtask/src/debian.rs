@@ -55,16 +55,18 @@ pub(crate) fn install() -> Result<()> {
     }
     println!("installing packages: {}", missing.join(" "));
     apt(&["update"])?;
-    if install_now(missing.iter().map(|package| (*package).to_owned())).is_err() {
+    if install_now(&[], &missing).is_err() {
         // As on a machine whose qemu-utils came from backports, while apt lists only the release: it
         // would be removed.
         let backports = add_backports()?;
         apt(&["update"])?;
-        let all = PACKAGES.iter().filter(|package| package.starts_with("qemu-"));
-        let all = all.map(|package| format!("{package}/{backports}"));
-        let others = missing.iter().filter(|package| !package.starts_with("qemu-"));
-        install_now(all.chain(others.map(|package| (*package).to_owned())))
-            .context("install the packages, QEMU from backports")?;
+        let of_qemu = |package: &&&str| package.starts_with("qemu-");
+        let qemu: Vec<_> = PACKAGES.iter().filter(of_qemu).copied().collect();
+        let others: Vec<_> = missing.iter().filter(|package| !of_qemu(package)).copied().collect();
+        // With the suite as the target release also what QEMU needs comes from there: apt's `package/suite` gives up on
+        // some versions that the release has as well.
+        install_now(&["--target-release", &backports], &qemu).context("install QEMU from backports")?;
+        install_now(&[], &others).context("install the packages, beside QEMU from backports")?;
     }
     let missing = self::missing();
     ensure!(missing.is_empty(), "apt-get installed the packages, and these are still missing: {missing:?}");
@@ -76,9 +78,9 @@ fn missing() -> Vec<&'static str> {
 }
 
 /// Never at the cost of a package that is there.
-fn install_now(packages: impl Iterator<Item = String>) -> Result<()> {
-    let options = ["install", "--yes", "--no-install-recommends", "--no-remove"].map(str::to_owned);
-    apt(&options.into_iter().chain(packages).collect::<Vec<_>>())
+fn install_now(options: &[&str], packages: &[&str]) -> Result<()> {
+    let install = ["install", "--yes", "--no-install-recommends", "--no-remove"];
+    apt(&[&install, options, packages].concat())
 }
 
 fn is_installed(package: &str) -> bool {

@@ -24,10 +24,12 @@ use super::machine::{LIMIT, Machine};
 /// What is known of the connection that is to break.
 #[derive(Default)]
 struct Plan {
-    /// How many commands it lets through until it breaks. One that is repeated until something is so counts once: how often
-    /// that is, nobody knows.
-    left: Option<usize>,
+    /// The command that it is to break at, and how many of its name it lets through before. One that is repeated until something
+    /// is so counts once.
+    at: Option<(String, usize)>,
     before: Option<String>,
+    /// The names of all that was said.
+    said: BTreeSet<String>,
     /// The command of which nobody heard the answer.
     broke_at: Option<String>,
 }
@@ -50,8 +52,13 @@ impl Wire {
         wire
     }
 
-    fn breaks_after(&self, commands: usize) {
-        *self.0.lock().unwrap() = Plan { left: Some(commands), ..Plan::default() };
+    /// Breaks at this one of the commands of this name, from 0.
+    fn breaks_at(&self, name: &str, nth: usize) {
+        *self.0.lock().unwrap() = Plan { at: Some((name.to_owned(), nth)), ..Plan::default() };
+    }
+
+    fn said(&self) -> BTreeSet<String> {
+        self.0.lock().unwrap().said.clone()
     }
 
     fn broke_at(&self) -> Option<String> {
@@ -61,14 +68,22 @@ impl Wire {
     /// Whether this command is the last one.
     fn is_last(&self, command: &str) -> bool {
         let mut plan = self.0.lock().unwrap();
-        let before = plan.before.replace(name_of(command));
-        if before != plan.before {
-            plan.left = plan.left.map(|left| left - 1);
-        }
-        let is_last = plan.left == Some(0);
+        let name = name_of(command);
+        let is_another = plan.before.replace(name.clone()).as_ref() != Some(&name);
+        let is_last = match &mut plan.at {
+            Some((at, left)) if *at == name && is_another => match left.checked_sub(1) {
+                Some(fewer) => {
+                    *left = fewer;
+                    false
+                }
+                None => true,
+            },
+            _ => false,
+        };
         if is_last {
             *plan = Plan { broke_at: Some(command.to_owned()), ..Plan::default() };
         }
+        plan.said.insert(name);
         is_last
     }
 
@@ -152,30 +167,39 @@ fn send(to: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) {
 fn wherever_the_connection_to_qemu_breaks_what_was_begun_is_undone_or_stays_known() {
     let machine = Machine::new(&["-machine", "q35", "-device", "virtio-scsi-pci,id=scsi"], "");
     let wire = Wire::before(&machine);
-    let mut broke = BTreeSet::new();
-    for n in 1.. {
-        wire.breaks_after(n);
-        let attached = machine.attach(Access::Writable);
-        if let (Ok(attached), None) = (&attached, wire.broke_at()) {
-            assert_eq!(machine.devices(), [attached[0].serial.as_str()], "command {n}");
-        }
-        let detached = attached.is_ok().then(|| machine.detach());
-        let Some(command) = wire.broke_at() else {
-            assert_eq!(detached, Some(Ok(DetachOutcome::Detached)));
-            break;
-        };
-        // What is left of it is the service's to know and to take out, which it does as soon as anybody asks.
-        wait_until("what was begun is over", LIMIT, || match machine.attachments().is_empty() {
-            true => true,
-            false => {
-                let _ = machine.detach();
-                false
-            }
-        });
-        machine.nothing_is_left(&format!("the connection broke at command {n}: {command}"));
-        broke.insert(name_of(&command));
-    }
+    machine.attach(Access::Writable).unwrap();
+    assert_eq!(machine.detach(), Ok(DetachOutcome::Detached));
+    let said = wire.said();
     for command in ["add-fd", "blockdev-add", "device_add", "device_del", "blockdev-del", "remove-fd"] {
-        assert!(broke.contains(command), "{command} is not in {broke:?}");
+        assert!(said.contains(command), "{command} is not in {said:?}");
     }
+    // How often QEMU is asked until something is so differs from time to time, so each is found by its name.
+    for command in said {
+        let times = (0..).take_while(|nth| breaks_at(&machine, &wire, &command, *nth)).count();
+        assert!(times > 0, "{command} was not said again");
+    }
+}
+
+/// Attaches and detaches while the connection breaks at this command; whether it did.
+fn breaks_at(machine: &Machine, wire: &Wire, command: &str, nth: usize) -> bool {
+    wire.breaks_at(command, nth);
+    let attached = machine.attach(Access::Writable);
+    if let (Ok(attached), None) = (&attached, wire.broke_at()) {
+        assert_eq!(machine.devices(), [attached[0].serial.as_str()], "{command} {nth}");
+    }
+    let detached = attached.is_ok().then(|| machine.detach());
+    let Some(broke_at) = wire.broke_at() else {
+        assert_eq!(detached, Some(Ok(DetachOutcome::Detached)));
+        return false;
+    };
+    // What is left of it is the service's to know and to take out, which it does as soon as anybody asks.
+    wait_until("what was begun is over", LIMIT, || match machine.attachments().is_empty() {
+        true => true,
+        false => {
+            let _ = machine.detach();
+            false
+        }
+    });
+    machine.nothing_is_left(&format!("the connection broke at {command} {nth}: {broke_at}"));
+    true
 }
