@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use host_proxy::drivers::btrfs::ioctl as btrfs;
 use host_proxy::drivers::csi::bare::BarePlugin;
 use host_proxy::drivers::lvm_thin::bare::BareLvm;
@@ -31,6 +31,30 @@ pub(crate) fn cut(bed: &Bed, run: usize, then: Then) -> Result<u64> {
         Place::Group(group) => in_group(group, run, then),
         Place::Tank(tank) => in_tank(tank, run, then),
     }
+}
+
+/// Makes so many snapshots of both volumes, which stay.
+pub(crate) fn make(bed: &Bed, number: usize) -> Result<()> {
+    let names = (0..number).flat_map(|one| [false, true].map(|twin| (twin, one)));
+    match &bed.place {
+        _ if number == 0 => {}
+        Place::Group(group) => {
+            let mut lvm = BareLvm::start(group.pool().parse()?, name(true), "between")?;
+            for (twin, one) in names {
+                lvm.snapshot(name(twin), &format!("{}-between{one}", name(twin)))?;
+            }
+        }
+        Place::Tank(tank) => {
+            for (twin, one) in names {
+                zfs::bare::BareCut::of(tank.pool(), &format!("{}@between{one}", tank.volume(twin)))?
+                    .make()?;
+            }
+        }
+        Place::Files { .. } | Place::Pool(_) | Place::Array(_) => {
+            bail!("a thousand take some minutes: measure all")
+        }
+    }
+    Ok(())
 }
 
 /// Its result, and how long it took, in microseconds.

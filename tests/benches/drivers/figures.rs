@@ -36,6 +36,13 @@ pub(crate) struct Figure {
     pub(crate) driver: String,
     pub(crate) way: Way,
     pub(crate) took_us: Vec<u64>,
+    /// How many more were made between the first half of these and the second, and not measured.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) between: usize,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 #[derive(Serialize, Deserialize)]
@@ -91,10 +98,14 @@ impl Figures {
         self.write()
     }
 
-    fn of(&self, driver: &str, series: Series, way: Way) -> &[u64] {
+    fn figure(&self, driver: &str, series: Series, way: Way) -> Option<&Figure> {
         let wanted =
             |line: &&Line| line.series == series && line.figure.way == way && line.figure.driver == driver;
-        self.lines.iter().find(wanted).map_or(&[], |line| &line.figure.took_us)
+        self.lines.iter().find(wanted).map(|line| &line.figure)
+    }
+
+    fn of(&self, driver: &str, series: Series, way: Way) -> &[u64] {
+        self.figure(driver, series, way).map_or(&[], |figure| &figure.took_us)
     }
 
     /// Bare and ours, in the order of their values.
@@ -130,6 +141,7 @@ impl Figures {
                 (median(&all[..ends]), median(&all[all.len() - ends..]))
             };
             let (bare_ends, our_ends) = (ends(Way::Bare), ends(Way::Ours));
+            let many = self.figure(driver, Series::Many, Way::Ours);
             text += &format!(
                 "| {driver} | {} | {}/{} | {}/{} | {} ms, {} % | {} | {} → {} | {} → {} | {:.2} |\n",
                 ours.len(),
@@ -139,7 +151,7 @@ impl Figures {
                 ms(percentile(&ours, 95)),
                 ms(more),
                 more * 100 / ours_p50.max(1),
-                self.of(driver, Series::Many, Way::Ours).len(),
+                many.map_or(0, |many| many.took_us.len() + many.between),
                 ms(bare_ends.0),
                 ms(bare_ends.1),
                 ms(our_ends.0),

@@ -49,6 +49,10 @@ struct Options {
     /// How many snapshots of one volume are made then
     #[arg(long, default_value_t = 1000)]
     thousand: usize,
+    /// How many of those are measured, the first and the last of them; the storage alone makes those between, which takes less
+    /// long (lvm-thin and zfs)
+    #[arg(long, value_name = "N")]
+    measured: Option<usize>,
     /// How often each way goes back to a snapshot
     #[arg(long, default_value_t = 20)]
     restores: usize,
@@ -101,8 +105,11 @@ fn main() -> Result<()> {
         }
         for series in [Series::Few, Series::Many, Series::Restore] {
             let measured = match series {
-                Series::Few => measure(*driver, &runtime, options.runs, Then::Removed),
-                Series::Many => measure(*driver, &runtime, options.thousand, Then::Kept),
+                Series::Few => measure(*driver, &runtime, options.runs, 0, Then::Removed),
+                Series::Many => {
+                    let measured = options.measured.unwrap_or(options.thousand).min(options.thousand);
+                    measure(*driver, &runtime, measured, options.thousand - measured, Then::Kept)
+                }
                 Series::Restore => restores::measure(*driver, &runtime, options.restores),
             };
             if let Some(measured) = measured.with_context(|| format!("{}: {series:?}", driver.as_str()))? {
@@ -122,11 +129,12 @@ enum Then {
     Kept,
 }
 
-/// Bare and ours; `None` where it is not to be measured.
+/// Bare and ours; `None` where it is not to be measured. In the middle so many more are made of each volume by the storage alone.
 fn measure(
     driver: Driver,
     runtime: &tokio::runtime::Runtime,
     runs: usize,
+    between: usize,
     then: Then,
 ) -> Result<Option<[Figure; 2]>> {
     if runs == 0 {
@@ -136,6 +144,9 @@ fn measure(
     let ours = Ours::on(&bed)?;
     let mut figures = none_yet(driver);
     for run in 0..runs {
+        if run == runs / 2 {
+            bare::make(&bed, between)?;
+        }
         // By turns, and each is first as often as the other.
         for way in if run % 2 == 0 { [0, 1] } else { [1, 0] } {
             bed.write(way == 0, run)?;
@@ -146,10 +157,15 @@ fn measure(
             figures[way].took_us.push(took_us);
         }
     }
-    Ok(Some(figures))
+    Ok(Some(figures.map(|figure| Figure { between, ..figure })))
 }
 
 /// Bare and ours.
 fn none_yet(driver: Driver) -> [Figure; 2] {
-    [Way::Bare, Way::Ours].map(|way| Figure { driver: driver.as_str().to_owned(), way, took_us: Vec::new() })
+    [Way::Bare, Way::Ours].map(|way| Figure {
+        driver: driver.as_str().to_owned(),
+        way,
+        took_us: Vec::new(),
+        between: 0,
+    })
 }

@@ -36,9 +36,11 @@ pub(crate) fn measured_within(driver: Driver, options: &Options) -> Result<Optio
     }
     let driver = driver.as_str();
     let plan = Plan::debian(&format!("bench-{driver}")).tools([tools]).memory_mib(MEMORY_MIB);
-    let Options { runs, thousand, restores, .. } = options;
-    let arguments =
-        format!("--driver {driver} --runs {runs} --thousand {thousand} --restores {restores} --out {OUT}");
+    let Options { runs, thousand, measured, restores, .. } = options;
+    let measured = measured.map(|measured| format!(" --measured {measured}")).unwrap_or_default();
+    let arguments = format!(
+        "--driver {driver} --runs {runs} --thousand {thousand}{measured} --restores {restores} --out {OUT}"
+    );
     let lines = within::program(plan, &arguments, &Path::new(OUT).join("figures.jsonl"), LIMIT);
     Ok(Some(lines))
 }
