@@ -180,6 +180,9 @@ fn admin(folder: &Path) -> Command {
     command
 }
 
+/// A placement group may be read for as long as its lease, which other OSDs renew: 16 s by default (`osd_heartbeat_grace`
+/// times `osd_pool_default_read_lease_ratio`). Where there is no other one, a lease that ran out in a stall is never
+/// renewed: the group stays `laggy`, and nothing is answered any more. So here it is longer than any test.
 fn conf(folder: &Path, cluster: &str, port: u16, more: &str) -> String {
     let folder = folder.display();
     format!(
@@ -209,6 +212,7 @@ fn conf(folder: &Path, cluster: &str, port: u16, more: &str) -> String {
          osd_pool_default_min_size = 1\n\
          osd_pool_default_pg_autoscale_mode = off\n\
          osd_crush_chooseleaf_type = 0\n\
+         osd_pool_default_read_lease_ratio = 100\n\
          osd_objectstore = bluestore\n\
          bluestore_block_size = 2147483648\n\
          bluestore_cache_autotune = false\n\
