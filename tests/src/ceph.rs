@@ -181,8 +181,8 @@ fn admin(folder: &Path) -> Command {
 }
 
 /// A placement group may be read for as long as its lease, which other OSDs renew: 16 s by default (`osd_heartbeat_grace`
-/// times `osd_pool_default_read_lease_ratio`). Where there is no other one, a lease that ran out in a stall is never
-/// renewed: the group stays `laggy`, and nothing is answered any more. So here it is longer than any test.
+/// times `osd_pool_default_read_lease_ratio`). Where there is no other one, a lease that ran out in a stall may never
+/// be renewed: the group stays `laggy`, and nothing is answered any more. So here it is longer than any test.
 fn conf(folder: &Path, cluster: &str, port: u16, more: &str) -> String {
     let folder = folder.display();
     format!(

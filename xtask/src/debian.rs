@@ -63,8 +63,8 @@ pub(crate) fn install() -> Result<()> {
         let of_qemu = |package: &&&str| package.starts_with("qemu-");
         let qemu: Vec<_> = PACKAGES.iter().filter(of_qemu).copied().collect();
         let others: Vec<_> = missing.iter().filter(|package| !of_qemu(package)).copied().collect();
-        // With the suite as the target release also what QEMU needs comes from there: apt's `package/suite` gives up on
-        // some versions that the release has as well.
+        // With the suite as the target release also what QEMU needs comes from there; with `package/suite` apt may leave that
+        // at the release's versions, and give up.
         install_now(&["--target-release", &backports], &qemu).context("install QEMU from backports")?;
         install_now(&[], &others).context("install the packages, beside QEMU from backports")?;
     }

@@ -24,12 +24,10 @@ use super::machine::{LIMIT, Machine};
 /// What is known of the connection that is to break.
 #[derive(Default)]
 struct Plan {
-    /// The command that it is to break at, and how many of its name it lets through before. One that is repeated until something
-    /// is so counts once.
+    /// The name of the command that it is to break at, and how many of that name it lets through before.
     at: Option<(String, usize)>,
-    before: Option<String>,
-    /// The names of all that was said.
-    said: BTreeSet<String>,
+    /// The names of all that was said, in its order. One that is repeated until something is so counts once.
+    said: Vec<String>,
     /// The command of which nobody heard the answer.
     broke_at: Option<String>,
 }
@@ -53,12 +51,12 @@ impl Wire {
     }
 
     /// Breaks at this one of the commands of this name, from 0.
-    fn breaks_at(&self, name: &str, nth: usize) {
+    fn break_at(&self, name: &str, nth: usize) {
         *self.0.lock().unwrap() = Plan { at: Some((name.to_owned(), nth)), ..Plan::default() };
     }
 
     fn said(&self) -> BTreeSet<String> {
-        self.0.lock().unwrap().said.clone()
+        self.0.lock().unwrap().said.iter().cloned().collect()
     }
 
     fn broke_at(&self) -> Option<String> {
@@ -69,21 +67,15 @@ impl Wire {
     fn is_last(&self, command: &str) -> bool {
         let mut plan = self.0.lock().unwrap();
         let name = name_of(command);
-        let is_another = plan.before.replace(name.clone()).as_ref() != Some(&name);
-        let is_last = match &mut plan.at {
-            Some((at, left)) if *at == name && is_another => match left.checked_sub(1) {
-                Some(fewer) => {
-                    *left = fewer;
-                    false
-                }
-                None => true,
-            },
-            _ => false,
-        };
+        if plan.said.last() == Some(&name) {
+            return false;
+        }
+        let nth = plan.said.iter().filter(|said| **said == name).count();
+        let is_last = plan.at.as_ref().is_some_and(|(at, which)| *at == name && *which == nth);
+        plan.said.push(name);
         if is_last {
             *plan = Plan { broke_at: Some(command.to_owned()), ..Plan::default() };
         }
-        plan.said.insert(name);
         is_last
     }
 
@@ -180,7 +172,7 @@ fn wherever_the_connection_to_qemu_breaks_what_was_begun_is_undone_or_stays_know
 
 /// Attaches and detaches while the connection breaks at this command; whether it did.
 fn breaks_at(machine: &Machine, wire: &Wire, command: &str, nth: usize) -> bool {
-    wire.breaks_at(command, nth);
+    wire.break_at(command, nth);
     let attached = machine.attach(Access::Writable);
     if let (Ok(attached), None) = (&attached, wire.broke_at()) {
         assert_eq!(machine.devices(), [attached[0].serial.as_str()], "{command} {nth}");

@@ -51,7 +51,7 @@ pub(crate) fn make(bed: &Bed, number: usize) -> Result<()> {
             }
         }
         Place::Files { .. } | Place::Pool(_) | Place::Array(_) => {
-            bail!("a thousand take some minutes: measure all")
+            bail!("--measured is for lvm-thin and zfs: by the others a thousand take minutes")
         }
     }
     Ok(())
